@@ -1,0 +1,73 @@
+//! Counters of the dataplane: one per-CPU value, summed by the controller.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::verdict::DropReason;
+
+/// As many as a reason's byte can say: kernels before 6.10 forget what else is known about it, and
+/// want every byte to be a valid index.
+const DROPS: usize = 256;
+
+/// Per-CPU totals since the maps were created. Units: frames, and bytes of IP packets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Counters {
+    pub packets_in_from_source: u64,
+    pub bytes_in_from_source: u64,
+    pub packets_in_from_destination: u64,
+    pub bytes_in_from_destination: u64,
+    pub packets_out_to_destination: u64,
+    pub bytes_out_to_destination: u64,
+    pub packets_out_to_source: u64,
+    pub bytes_out_to_source: u64,
+    pub packets_to_host: u64,
+    pub packets_answered: u64,
+    /// Handed to the slow path.
+    pub packets_held: u64,
+    /// Came back from the slow path, or given up there; waiting now is the difference.
+    pub packets_released: u64,
+    /// Forwarded packets that the guard stopped.
+    pub packets_guarded: u64,
+    pub connection_attempts: u64,
+    pub connections_established: u64,
+    pub sessions_created: u64,
+    pub sessions_ended: u64,
+    pub idle_timeouts: u64,
+    /// TCP sessions that reached and left the established state; the gauge is the difference.
+    pub established_entered: u64,
+    pub established_left: u64,
+    /// New sessions that found no free port, whether dropped silently or answered.
+    pub port_allocation_errors: u64,
+    /// Records of the flow log that found no room in the ring.
+    pub records_lost: u64,
+    pub reserved: [u64; 10],
+    pub drops: [u64; DROPS],
+}
+
+impl Counters {
+    /// Room for reasons still to come.
+    pub const DROPS: usize = DROPS;
+
+    #[inline(always)]
+    pub fn drop_one(&mut self, reason: DropReason) {
+        self.drop_some(reason, 1);
+    }
+
+    #[inline(always)]
+    pub fn drop_some(&mut self, reason: DropReason, packets: u64) {
+        // Opaque, so that the compiler keeps the byte a byte.
+        let index = core::hint::black_box(reason as u8);
+        if let Some(counter) = self.drops.get_mut(usize::from(index)) {
+            *counter = counter.wrapping_add(packets);
+        }
+    }
+
+    /// Adds another CPU's values.
+    pub fn merge(&mut self, other: &Self) {
+        let sum: &mut [u64] = bytemuck::cast_slice_mut(bytemuck::bytes_of_mut(self));
+        let other: &[u64] = bytemuck::cast_slice(bytemuck::bytes_of(other));
+        for (sum, add) in sum.iter_mut().zip(other) {
+            *sum = sum.wrapping_add(*add);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The maps that kernel and userspace share: names, sizes, layout version.
+//!
+//! Pinned as `BPF_DIR/NAME/v{LAYOUT}/MAP`. A change of any type below is a new `LAYOUT`.
+
+/// Version of everything that is stored in pinned maps.
+pub const LAYOUT: u32 = 1;
+
+pub const CONTROL: &str = "control";
+pub const COUNTERS: &str = "counters";
+pub const SESSIONS: &str = "sessions";
+pub const FLOW_CACHE: &str = "flow_cache";
+pub const BINDINGS: &str = "bindings";
+pub const PERMITS: &str = "permits";
+pub const HOSTS: &str = "hosts";
+pub const INTERFACES: &str = "interfaces";
+pub const EGRESS: &str = "egress";
+pub const HOST_ADDRESSES: &str = "host_addresses";
+pub const PUBLIC_ADDRESSES: &str = "public_addrs";
+pub const ADDRESSES: &str = "addresses";
+pub const POOLS: &str = "pools";
+pub const POOL_MEMBERS: &str = "pool_members";
+pub const SNAT: &str = "snat";
+pub const EXEMPT: &str = "exempt";
+pub const FORWARDS: &str = "forwards";
+pub const ONE_TO_ONE: &str = "one_to_one";
+pub const BUSY_PORTS: &str = "busy_ports";
+pub const PORT_TEMPLATES: &str = "port_templates";
+pub const FRAGMENTS: &str = "fragments";
+pub const EVENTS: &str = "events";
+pub const RECORDS: &str = "records";
+/// Programs of the later stages; per generation of the programs, so it carries no fixed pin name.
+pub const STAGES: &str = "stages";
+pub const DRAFT: &str = "draft";
+pub const HANDOFF: &str = "handoff";
+
+/// Slots of the interface table, found by `ifindex % INTERFACE_SLOTS`.
+pub const INTERFACE_SLOTS: u32 = 1024;
+/// Slots of the address table: every pool and one-to-one address has one.
+pub const ADDRESS_SLOTS: u32 = 4096;
+pub const POOL_SLOTS: u32 = 256;
+/// Active addresses of all pools, and room to write a new list beside the current one.
+pub const MEMBER_SLOTS: u32 = 2 * ADDRESS_SLOTS;
+pub const RULE_PREFIXES: u32 = 16384;
+/// Public ports that are forwarded, one entry each; the map is not preallocated.
+pub const FORWARD_PORTS: u32 = 262_144;
+/// Destinations whose free ports are tracked exactly.
+pub const BUSY_DESTINATIONS: u32 = 1024;
+/// Rows of port templates: addresses with the same ranges share one, by protocol.
+pub const TEMPLATE_ROWS: u32 = 512;
+pub const FRAGMENT_FLOWS: u32 = 16384;
+pub const EVENT_BYTES: u32 = 256 * 1024;
+/// Largest ring of flow records: 190,000 of them. A gateway for fewer sessions has a smaller one.
+pub const RECORD_BYTES: u32 = 16 << 20;
+/// Default capacity of the session table, in sessions (two entries each).
+pub const SESSIONS_DEFAULT: u32 = 1_048_576;
+
+/// Slots of the flow cache for a session table of this capacity: one for each direction, and a
+/// power of two.
+pub const fn cache_slots(sessions: u32) -> u32 {
+    match sessions.saturating_mul(2).checked_next_power_of_two() {
+        Some(slots) => slots,
+        None => 1 << 31,
+    }
+}
+
+/// Stage programs: index in `STAGES`, and name of the program in the object.
+pub const STAGE_PROGRAMS: &[(u32, &str)] = &[
+    (stage::HIT, "natgw_hit"),
+    (stage::CLASSIFY, "natgw_classify"),
+    (stage::OPEN, "natgw_open"),
+    (stage::OPEN_BUSY, "natgw_open_busy"),
+    (stage::INBOUND, "natgw_inbound"),
+    (stage::ERROR, "natgw_error"),
+    (stage::FRAGMENT, "natgw_fragment"),
+    (stage::ANSWER, "natgw_answer"),
+    (stage::STATELESS, "natgw_stateless"),
+    (stage::BIND, "natgw_bind"),
+    (stage::JOIN, "natgw_join"),
+    (stage::ACCEPT, "natgw_accept"),
+    (stage::HOLD, "natgw_hold"),
+    (stage::VERIFY, "natgw_verify"),
+];
+
+/// Entry program on every interface of the gateway (XDP).
+pub const ENTRY_PROGRAM: &str = "natgw";
+/// On the tap device of the slow path: takes up what the daemon returns.
+pub const RETURN_PROGRAM: &str = "natgw_return";
+/// On tracepoints of the kernel, optional: what an interface refused. Program, tracepoint.
+pub const REFUSED_PROGRAMS: &[(&str, &str)] = &[
+    ("natgw_xmit", "xdp_devmap_xmit"),
+    ("natgw_tx", "xdp_bulk_tx"),
+    ("natgw_redirect", "xdp_redirect_err"),
+    // Before 6.16 redirection by map had its own.
+    ("natgw_redirect", "xdp_redirect_map_err"),
+];
+/// Guard on the egress of public interfaces (tc).
+pub const GUARD_PROGRAM: &str = "natgw_guard";
+/// Ends sessions; run by the daemon with `BPF_PROG_TEST_RUN`.
+pub const REAPER_PROGRAM: &str = "natgw_reaper";
+/// Sends a frame that the daemon made out of the interface named as ingress.
+pub const EMIT_PROGRAM: &str = "natgw_emit";
+
+/// Order of the stages in `STAGES`.
+pub mod stage {
+    pub const HIT: u32 = 0;
+    pub const CLASSIFY: u32 = 1;
+    pub const OPEN: u32 = 2;
+    pub const OPEN_BUSY: u32 = 3;
+    pub const INBOUND: u32 = 4;
+    pub const ERROR: u32 = 5;
+    pub const FRAGMENT: u32 = 6;
+    pub const ANSWER: u32 = 7;
+    pub const STATELESS: u32 = 8;
+    pub const BIND: u32 = 9;
+    pub const JOIN: u32 = 10;
+    pub const ACCEPT: u32 = 11;
+    pub const HOLD: u32 = 12;
+    pub const VERIFY: u32 = 13;
+    pub const COUNT: u32 = 16;
+}

@@ -1,0 +1,412 @@
+//! A new session from inside: an address, a port, and the two entries.
+
+use core::hint::black_box;
+
+use crate::{
+    env::{Env, InsertError, Packet},
+    event::{Event, kind},
+    flow::{FlowKey, Tuple},
+    maps::stage,
+    net::{Ip4, Port, proto},
+    parse::{Kind, Parse, Parsed, parse},
+    port::BusyKey,
+    rules::{Address, ForwardKey, Pool, address, control, pool},
+    session::{HostKey, NextHop, Path, SessionImage, State, Word, flags, protocol_index},
+    stage::{Answer, Handoff, Hop, Side, Step, deliver, direction, end, open_busy, report},
+    translate::Rewrite,
+    verdict::DropReason,
+};
+
+/// Random ports that are tried before the destination's free ports are tracked one by one.
+const PROBES: u64 = 2;
+
+/// What came of an attempt to take one port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attempt {
+    /// Opened; what becomes of its packets.
+    Opened(Rewrite),
+    /// The port is taken towards this destination.
+    Taken,
+    /// Another CPU opened the session of this packet first: use that one.
+    Raced,
+    /// What would be the answers' entry is there, but it belongs to another session.
+    Conflict,
+    TableFull,
+}
+
+/// A session about to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    pub key: FlowKey,
+    pub target: Ip4,
+    pub target_port: Port,
+    pub flags: u8,
+    pub pool_id: u32,
+    pub pool: &'a Pool,
+    /// The pool's; address and port dependent where ports are shared.
+    pub mapping: u8,
+    pub state: State,
+    pub hop: Hop,
+    pub now: u32,
+    pub epoch: u32,
+    pub generation: u16,
+    pub random: u32,
+    /// IP total length of the first packet, if this stage sends it.
+    pub length: u16,
+}
+
+#[inline(always)]
+pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
+    let Some((parsed, plan)) = plan(packet, env) else { return LOST };
+    if let Err(reason) = within_limits(env, &plan) {
+        return Step::drop(reason, Side::Source, parsed.length);
+    }
+    let members = plan.pool.members & 0xffff;
+    if members == 0 {
+        return Step::drop(DropReason::NoAddress, Side::Source, parsed.length);
+    }
+    let (member, slot) = paired(env, &plan, members);
+    let Some(candidate) = env.address(slot) else {
+        return Step::drop(DropReason::NoAddress, Side::Source, parsed.length);
+    };
+    let mut port = plan.key.tuple.sport.get();
+    let mut random = plan.random;
+    // Opaque to the compiler, which would unroll the loop beyond the stack, or count it in a way
+    // in which kernels before 6.10 see no end; a whole word, whose value they follow.
+    let independent = plan.mapping == pool::ENDPOINT_INDEPENDENT;
+    let mut probe = black_box(if independent { PROBES + 1 } else { 0 });
+    while probe <= PROBES {
+        let end = Endpoint { address: candidate.address, port: Port::new(port), slot };
+        if offers(candidate, port) && !is_claimed(env, &plan, candidate, end.port) {
+            let attempt = insert(env, &plan, end, 0);
+            if attempt != Attempt::Taken {
+                return finish(packet, env, &parsed, &plan, attempt);
+            }
+        }
+        probe = black_box(probe + 1);
+        if probe == 1 && env.busy(&busy_key(&plan, candidate.address)).is_some() {
+            break;
+        }
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        match nth_port(candidate, random) {
+            Some(next) => port = next,
+            None => break,
+        }
+    }
+    env.handoff(|handoff| {
+        handoff.member = member;
+        handoff.tried = 0;
+        handoff.rounds = 0;
+    });
+    Step::Go(if independent { stage::JOIN } else { stage::OPEN_BUSY })
+}
+
+/// The packet again, and what `classify` left for it. `None`: what was there a stage ago is gone, and
+/// the packet is [`LOST`].
+#[inline(always)]
+pub fn plan<'a, P: Packet, E: Env>(packet: &mut P, env: &'a E) -> Option<(Parsed, Plan<'a>)> {
+    let realm = env.interface(packet.ingress())?.realm;
+    let Parse::Ipv4(parsed) = parse(packet, realm) else { return None };
+    let Handoff { pool, hop, mtu, target, target_port, flags, .. } =
+        env.handoff(|handoff| *handoff)?;
+    let control = env.control()?;
+    let now = env.now();
+    let (epoch, generation) = (control.current_epoch(now), control.generation as u16);
+    let rules = env.pool(pool)?;
+    let state = match parsed.kind {
+        Kind::Tcp => State::TcpOpeningOut,
+        Kind::Udp => State::Udp,
+        _ => State::Icmp,
+    };
+    let plan = Plan {
+        key: parsed.key,
+        target,
+        target_port,
+        flags: flags as u8,
+        pool_id: pool,
+        mapping: if flags & open_busy::SHARED != 0 {
+            pool::ADDRESS_AND_PORT_DEPENDENT
+        } else {
+            rules.mapping
+        },
+        pool: rules,
+        state,
+        hop: Hop { next: NextHop(hop), mtu: mtu as u16 },
+        now,
+        epoch,
+        generation,
+        random: env.random(),
+        length: if parsed.kind == Kind::Tcp { 0 } else { parsed.length },
+    };
+    Some((parsed, plan))
+}
+
+pub const LOST: Step = Step::drop(DropReason::Internal, Side::Source, 0);
+
+/// The limits of the private host, counted when a session is opened.
+#[inline(always)]
+fn within_limits<E: Env>(env: &E, plan: &Plan<'_>) -> Result<(), DropReason> {
+    let limit = plan.pool.sessions_per_host;
+    let rate = plan.pool.new_sessions_per_second_per_host;
+    if limit == 0 && rate == 0 {
+        return Ok(());
+    }
+    let second = env.control().map_or(1, |control| control.hz);
+    let Some(host) = env.host_or_new(&host_key(plan)) else { return Ok(()) };
+    if limit != 0
+        && let Some(count) = host.sessions.get(protocol_index(plan.key.protocol))
+        && count.get() >= u64::from(limit)
+    {
+        return Err(DropReason::SessionLimit);
+    }
+    if rate != 0 {
+        if plan.now.wrapping_sub(host.window.get()) >= second {
+            host.window.set(plan.now);
+            host.opened.set(0);
+        }
+        if E::add(&host.opened, 1) >= u64::from(rate) {
+            return Err(DropReason::SessionRate);
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+const fn host_key(plan: &Plan<'_>) -> HostKey {
+    HostKey {
+        address: plan.key.tuple.src,
+        realm: plan.key.realm,
+        pool: plan.pool_id as u8,
+        zero: [0; 2],
+    }
+}
+
+/// The public address that the host is paired with (RFC 4787 REQ-2): the one it has, while that
+/// takes new sessions; else one chosen by its own address, so that a restart chooses alike.
+/// Returns its place in the pool's list and its slot.
+#[inline(always)]
+fn paired<E: Env>(env: &E, plan: &Plan<'_>, members: u32) -> (u32, u32) {
+    let first = plan.pool.members >> 16;
+    // Fibonacci hashing: neighbours in a subnet spread over the list.
+    let hash = plan.key.tuple.src.to_u32().wrapping_mul(0x9e37_79b9) >> 16;
+    let member = hash % members;
+    let choice = env.pool_member(first + member).unwrap_or(0);
+    let Some(host) = env.host_or_new(&host_key(plan)) else { return (member, choice) };
+    let paired = host.address.get();
+    if paired != 0
+        && let Some(address) = env.address(paired - 1)
+        && address.flags & address::ACTIVE != 0
+        && address.pool == plan.pool_id
+    {
+        return (member, paired - 1);
+    }
+    host.address.set(choice.wrapping_add(1));
+    (member, choice)
+}
+
+/// Whether the address gives out this port at all.
+#[inline(always)]
+pub fn offers(candidate: &Address, port: u16) -> bool {
+    candidate.ranges.iter().any(|r| port != 0 && port >= r.first && port <= r.last)
+}
+
+/// A port of the address's ranges, uniformly by a random number.
+#[inline(always)]
+pub fn nth_port(candidate: &Address, random: u32) -> Option<u16> {
+    let mut nth = ((u64::from(random) * u64::from(candidate.ports)) >> 32) as u32;
+    for range in &candidate.ranges {
+        if range.last == 0 {
+            break;
+        }
+        let size = u32::from(range.last) - u32::from(range.first) + 1;
+        if nth < size {
+            return Some(range.first.wrapping_add(nth as u16));
+        }
+        nth -= size;
+    }
+    None
+}
+
+/// Where the free ports for this session would be tracked.
+#[inline(always)]
+pub const fn busy_key(plan: &Plan<'_>, public: Ip4) -> BusyKey {
+    if plan.mapping == pool::ENDPOINT_INDEPENDENT {
+        return BusyKey {
+            public,
+            remote: Ip4::UNSPECIFIED,
+            port: Port::ZERO,
+            protocol: plan.key.protocol,
+            zero: 0,
+        };
+    }
+    let port = if plan.key.protocol == proto::ICMP { Port::ZERO } else { plan.target_port };
+    BusyKey { public, remote: plan.target, port, protocol: plan.key.protocol, zero: 0 }
+}
+
+/// A public endpoint and the slot of its address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    pub address: Ip4,
+    pub port: Port,
+    pub slot: u32,
+}
+
+/// Whether the port belongs to a forward, or to a socket of the host.
+#[inline(always)]
+pub fn is_claimed<E: Env>(env: &E, plan: &Plan<'_>, candidate: &Address, port: Port) -> bool {
+    let protocol = plan.key.protocol;
+    if candidate.flags & address::FORWARDS != 0 {
+        let key = ForwardKey { address: candidate.address, port, protocol, zero: 0 };
+        if env.forward(&key).is_some() {
+            return true;
+        }
+    }
+    candidate.flags & address::HOST_OWNED != 0
+        && env.socket(&plan.key.with(Tuple {
+            src: plan.target,
+            dst: candidate.address,
+            sport: plan.target_port,
+            dport: port,
+        }))
+}
+
+/// The two entries: inbound first, for that is the reservation; then outbound.
+#[inline(always)]
+pub fn insert<E: Env>(env: &E, plan: &Plan<'_>, end: Endpoint, extra: u8) -> Attempt {
+    let old = plan.key.tuple;
+    // An ICMP query has its identifier on the asking side only.
+    let new =
+        Tuple { src: end.address, dst: plan.target, sport: end.port, dport: plan.target_port };
+    let inbound_key = plan.key.with(new.reversed());
+    let out = Rewrite::new(plan.key.protocol, old, new);
+    let back = Rewrite::new(plan.key.protocol, new.reversed(), old.reversed());
+    let inserted = env.draft(|draft| {
+        *draft = SessionImage {
+            word: Word::new(plan.state, plan.random, plan.now).0,
+            packets: 0,
+            bytes: 0,
+            next_hop: 0,
+            epoch: 0,
+            created: plan.now,
+            tuple: back.tuple,
+            ip_delta: back.ip_delta,
+            l4_delta: back.l4_delta,
+            path: Path::new(0, plan.generation).0,
+            address: end.slot as u16,
+            flags: extra | (plan.flags & flags::HAIRPIN),
+            pool: plan.pool_id as u8,
+        };
+        env.session_insert(&inbound_key, draft)
+    });
+    match inserted {
+        Some(Ok(())) => {}
+        Some(Err(InsertError::Exists)) => return Attempt::Taken,
+        _ => return Attempt::TableFull,
+    }
+    let inserted = env.draft(|draft| {
+        draft.tuple = out.tuple;
+        draft.ip_delta = out.ip_delta;
+        draft.l4_delta = out.l4_delta;
+        draft.flags = extra | plan.flags | flags::OUTBOUND;
+        draft.next_hop = plan.hop.next.0;
+        draft.path = Path::new(plan.hop.mtu, plan.generation).0;
+        draft.epoch = plan.epoch;
+        // Counted here if the packet goes out from here.
+        draft.packets = u64::from(plan.length != 0);
+        draft.bytes = u64::from(plan.length);
+        env.session_insert(&plan.key, draft)
+    });
+    match inserted.unwrap_or(Err(InsertError::Full)) {
+        Ok(()) => {
+            opened(env, plan, out.tuple, extra);
+            Attempt::Opened(out)
+        }
+        Err(error) => {
+            env.session_remove(&inbound_key);
+            end::free_port(env, &inbound_key);
+            if error == InsertError::Exists { Attempt::Raced } else { Attempt::TableFull }
+        }
+    }
+}
+
+#[inline(always)]
+fn opened<E: Env>(env: &E, plan: &Plan<'_>, tuple: Tuple, extra: u8) {
+    if let Some(host) = env.host(&host_key(plan))
+        && let Some(count) = host.sessions.get(protocol_index(plan.key.protocol))
+    {
+        E::add(count, 1);
+    }
+    let flags = extra | plan.flags;
+    let lost = report::opened(env, &plan.key, tuple, flags, plan.state, plan.now);
+    env.counters(|counters| {
+        counters.records_lost = counters.records_lost.wrapping_add(lost);
+        counters.sessions_created = counters.sessions_created.wrapping_add(1);
+        if plan.state == State::TcpOpeningOut {
+            counters.connection_attempts = counters.connection_attempts.wrapping_add(1);
+        }
+    });
+}
+
+/// Sends the packet through its new session, or says why there is none.
+#[inline(always)]
+pub fn finish<P: Packet, E: Env>(
+    packet: &mut P,
+    env: &E,
+    parsed: &Parsed,
+    plan: &Plan<'_>,
+    attempt: Attempt,
+) -> Step {
+    match attempt {
+        // A SYN may have its segment size clamped, there.
+        Attempt::Opened(_) if plan.length == 0 => Step::Go(stage::HIT),
+        Attempt::Opened(rewrite) => {
+            let (verdict, side) = direction(plan.flags);
+            match deliver::send::<P, E, false, true>(
+                packet, env, parsed, &rewrite, plan.hop, side, verdict,
+            ) {
+                Ok(step) | Err(step) => step,
+            }
+        }
+        Attempt::Raced => Step::Go(stage::HIT),
+        _ => refused(env, parsed, attempt),
+    }
+}
+
+/// No session: the table is full, or every port is taken.
+#[inline(always)]
+pub fn refused<E: Env>(env: &E, parsed: &Parsed, attempt: Attempt) -> Step {
+    match attempt {
+        Attempt::TableFull => {
+            tell(env, parsed, kind::TABLE_FULL, Ip4::UNSPECIFIED);
+            Step::drop(DropReason::SessionTableFull, Side::Source, parsed.length)
+        }
+        Attempt::Conflict => Step::drop(DropReason::SessionConflict, Side::Source, parsed.length),
+        _ => exhausted(env, parsed),
+    }
+}
+
+#[inline(always)]
+fn tell<E: Env>(env: &E, parsed: &Parsed, kind: u32, address: Ip4) {
+    env.event(&Event {
+        kind,
+        ifindex: 0,
+        address,
+        port: Port::ZERO,
+        protocol: parsed.ip.protocol,
+        reason: 0,
+        key: parsed.key,
+    });
+}
+
+/// No port left on any address of the pool.
+#[inline(always)]
+pub fn exhausted<E: Env>(env: &E, parsed: &Parsed) -> Step {
+    tell(env, parsed, kind::EXHAUSTED, parsed.ip.dst);
+    env.counters(|counters| {
+        counters.port_allocation_errors = counters.port_allocation_errors.wrapping_add(1);
+    });
+    if env.control().is_some_and(|c| c.flags & control::EXHAUSTION_ERROR != 0) {
+        return deliver::ask(env, Answer::AdminProhibited, 0, Ip4::UNSPECIFIED);
+    }
+    Step::drop(DropReason::ErrorPortAllocation, Side::Source, parsed.length)
+}

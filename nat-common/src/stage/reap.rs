@@ -1,0 +1,86 @@
+//! The reaper: ends what the daemon found to be over. The daemon proposes, this decides.
+
+use crate::{
+    cache,
+    env::Env,
+    flow::FlowKey,
+    net::Port,
+    session::{BINDING_DEAD, BindingKey, State},
+    stage::{end, request},
+};
+
+/// Handles one key of a request. True if something ended or was removed.
+#[inline(always)]
+pub fn one<E: Env>(env: &E, op: u32, key: &FlowKey) -> bool {
+    let now = env.now();
+    match op {
+        request::EXPIRE | request::END => session(env, key, now, op == request::EXPIRE),
+        request::UNBIND => unbind(env, key, now),
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn session<E: Env>(env: &E, key: &FlowKey, now: u32, only_expired: bool) -> bool {
+    let Some(entry) = env.session(key) else { return false };
+    let word = entry.word();
+    if entry.is_outbound() {
+        return end::end(env, key, now, only_expired);
+    }
+    // An inbound entry alone: rests its port, or lost its other half to a crash.
+    let Some(control) = env.control() else { return false };
+    let age = now.wrapping_sub(word.seen());
+    let over = if word.state() == State::Dead {
+        age >= control.port_hold && age < u32::MAX / 2
+    } else {
+        cache::settle(env, control, key, entry);
+        !end::in_time(control, entry.word(), now)
+            && env.session(&key.with(entry.tuple.reversed())).is_none()
+    };
+    if only_expired && !over {
+        return false;
+    }
+    if !entry.swap_word::<E>(word, word.with_state(State::Dead)) {
+        return false;
+    }
+    cache::forget(env, control, key, entry);
+    env.session_remove(key);
+    end::free_port(env, key);
+    true
+}
+
+/// Removes a binding without sessions. `key`: private address and port as source, public ones as
+/// destination.
+#[inline(always)]
+fn unbind<E: Env>(env: &E, key: &FlowKey, now: u32) -> bool {
+    let Some(control) = env.control() else { return false };
+    let hold = control.port_hold;
+    let tuple = key.tuple;
+    let protocol = key.protocol;
+    let out = BindingKey { address: tuple.src, port: tuple.sport, protocol, inbound: 0 };
+    let back = BindingKey { address: tuple.dst, port: tuple.dport, protocol, inbound: 1 };
+    let Some(binding) = env.binding(&out) else { return false };
+    if binding.address != back.address || binding.port != back.port {
+        return false;
+    }
+    if now.wrapping_sub(binding.released.get()) < hold {
+        return false;
+    }
+    if !E::compare_exchange(&binding.refs, 0, BINDING_DEAD) {
+        return false;
+    }
+    env.binding_remove(&out);
+    env.binding_remove(&back);
+    let taken = FlowKey::new(
+        crate::flow::Tuple {
+            src: crate::net::Ip4::UNSPECIFIED,
+            dst: back.address,
+            sport: Port::ZERO,
+            dport: back.port,
+        },
+        protocol,
+        0,
+    );
+    end::free_port(env, &taken);
+    true
+}

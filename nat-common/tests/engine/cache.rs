@@ -1,0 +1,199 @@
+//! The flow cache: it makes packets cheaper and changes nothing else.
+
+use nat_common::{
+    cache::{self, Slot},
+    env::Tables as _,
+    host::packet::{Endpoint, Packet},
+    session::State,
+    stage::{end, reap, request},
+    verdict::DropReason,
+};
+
+use crate::gateway::{
+    ACK, ESTABLISHED, FIN, Gateway, HOST, HZ, OTHER_HOST, OTHER_REMOTE, POOL, REMOTE, RST,
+    TRANSITORY, key,
+};
+
+const FROM: Endpoint = (HOST, 5000);
+const TO: Endpoint = (REMOTE, 53);
+
+fn there() -> Packet {
+    Packet::udp(FROM, TO)
+}
+
+fn back() -> Packet {
+    Packet::udp(TO, (POOL, 5000))
+}
+
+/// A gateway whose cache has this many slots.
+fn with_slots(slots: u32) -> Gateway {
+    let mut gateway = Gateway::two_armed();
+    gateway.world.cache.clear();
+    gateway.world.cache.resize_with(slots as usize, Slot::default);
+    gateway.world.control.cache_mask = slots - 1;
+    gateway
+}
+
+/// Packets and bytes that the session table has of this direction.
+fn stored(gateway: &Gateway, packet: &Packet) -> (u64, u64) {
+    let session = gateway.world.session(&key(packet)).expect("the session");
+    (session.packets.get(), session.bytes.get())
+}
+
+fn settled(gateway: &Gateway, packet: &Packet) -> (u64, u64) {
+    let world = &gateway.world;
+    let session = world.session(&key(packet)).expect("the session");
+    cache::settle(world, &world.control, &key(packet), session);
+    stored(gateway, packet)
+}
+
+#[test]
+fn packets_of_a_cached_flow_leave_the_session_table_alone_and_are_counted_when_it_is_settled() {
+    let gateway = with_slots(64);
+    let length = u64::from(gateway.out(&there()).outcome.bytes);
+    gateway.sent_out(&there());
+    let before = stored(&gateway, &there());
+    for _ in 0..100 {
+        gateway.sent_out(&there());
+        gateway.sent_back(&back());
+    }
+    assert_eq!(stored(&gateway, &there()), before, "the cache took all of them");
+    assert_eq!(settled(&gateway, &there()), (102, 102 * length));
+    assert_eq!(settled(&gateway, &back()), (100, 100 * length));
+    assert_eq!(settled(&gateway, &back()), (100, 100 * length), "what is settled counts once");
+}
+
+#[test]
+fn a_flow_that_only_the_cache_sees_keeps_its_session_alive() {
+    let mut gateway = with_slots(64);
+    gateway.sent_out(&there());
+    gateway.sent_out(&there());
+    for _ in 0..10 {
+        gateway.pass((ESTABLISHED - 1) * HZ);
+        gateway.sent_out(&there());
+        assert_eq!(gateway.sweep(), 0);
+    }
+    assert_eq!(gateway.totals().sessions_created, 1);
+    gateway.pass((ESTABLISHED + 1) * HZ);
+    assert_eq!(gateway.sweep(), 1);
+    assert_eq!(gateway.refused_back(&back()), DropReason::Unsolicited);
+}
+
+#[test]
+fn a_cached_flow_is_absent_after_its_timeout_although_nobody_swept() {
+    let mut gateway = with_slots(64);
+    gateway.sent_out(&there());
+    gateway.sent_back(&back());
+    gateway.sent_back(&back());
+    gateway.pass(ESTABLISHED * HZ + HZ);
+    assert_eq!(gateway.refused_back(&back()), DropReason::Unsolicited);
+}
+
+#[test]
+fn a_session_that_was_ended_translates_no_more_and_its_last_packets_are_told() {
+    let gateway = with_slots(64);
+    for _ in 0..5 {
+        gateway.sent_out(&there());
+    }
+    gateway.sent_back(&back());
+    gateway.sent_back(&back());
+    assert!(reap::one(&gateway.world, request::END, &key(&there())));
+    assert_eq!(gateway.refused_back(&back()), DropReason::Unsolicited);
+    gateway.sent_out(&there());
+    assert_eq!(settled(&gateway, &there()).0, 1, "the next session begins at nothing");
+}
+
+#[test]
+fn a_session_that_leaves_the_established_state_leaves_the_cache() {
+    for end in [FIN | ACK, RST] {
+        let mut gateway = with_slots(64);
+        let to = (REMOTE, 443);
+        let public = gateway.connect(FROM, to);
+        let (out, back) = (Packet::tcp(FROM, to, ACK), Packet::tcp(to, public, ACK));
+        for _ in 0..3 {
+            gateway.sent_out(&out);
+            gateway.sent_back(&back);
+        }
+        gateway.sent_out(&Packet::tcp(FROM, to, end));
+        if end != RST {
+            gateway.sent_back(&Packet::tcp(to, public, FIN | ACK));
+        }
+        assert!(
+            matches!(gateway.state(&out), Some(State::TcpClosing | State::TcpReset)),
+            "{:?}",
+            gateway.state(&out)
+        );
+        gateway.pass((TRANSITORY + 2) * HZ);
+        assert_eq!(gateway.sweep(), 1, "it lives no longer than a closing one");
+    }
+}
+
+#[test]
+fn flows_that_share_a_slot_are_each_translated_and_counted_right() {
+    // One pair of slots for eight flows, both ways.
+    let gateway = with_slots(2);
+    let flows: Vec<(Packet, Packet)> = (0..8_u16)
+        .map(|flow| {
+            let (host, remote) =
+                if flow % 2 == 0 { (HOST, REMOTE) } else { (OTHER_HOST, OTHER_REMOTE) };
+            let out = Packet::udp((host, 5000 + flow), (remote, 53));
+            let public = gateway.sent_out(&out).source();
+            (out, Packet::udp((remote, 53), public))
+        })
+        .collect();
+    for round in 0..300_usize {
+        for (number, (out, back)) in flows.iter().enumerate() {
+            for _ in 0..=(round + number) % 3 {
+                assert_eq!(gateway.sent_out(out).source().1, 5000 + number as u16);
+            }
+            assert_eq!(gateway.sent_back(back).destination().1, 5000 + number as u16);
+        }
+    }
+    for (number, (out, back)) in flows.iter().enumerate() {
+        let sent: usize = (0..300).map(|round| (round + number) % 3 + 1).sum();
+        assert_eq!(settled(&gateway, out).0, sent as u64 + 1, "flow {number}");
+        assert_eq!(settled(&gateway, back).0, 300, "flow {number}");
+    }
+}
+
+#[test]
+fn a_change_of_configuration_is_obeyed_by_cached_flows_at_once() {
+    let mut gateway = with_slots(64);
+    for _ in 0..3 {
+        gateway.sent_out(&there());
+        gateway.sent_back(&back());
+    }
+    gateway.world.snat.clear();
+    gateway.world.control.generation += 1;
+    gateway.world.control.epoch += 1;
+    assert_eq!(gateway.refused_back(&back()), DropReason::Unsolicited);
+}
+
+#[test]
+fn a_slot_whose_seal_is_wrong_is_not_believed() {
+    let mut gateway = with_slots(2);
+    for _ in 0..3 {
+        gateway.sent_out(&there());
+    }
+    let other = Packet::udp((OTHER_HOST, 6000), TO);
+    gateway.sent_out(&other);
+    gateway.sent_out(&other);
+    // As if another CPU were in the midst of writing: the halves of two slots.
+    gateway.world.cache.swap(0, 1);
+    gateway.world.control.cache_seed = [9, 9, 9, 9];
+    assert_eq!(gateway.sent_out(&there()).source(), (POOL, 5000));
+    assert_eq!(gateway.sent_out(&other).source(), (POOL, 6000));
+}
+
+#[test]
+fn a_session_is_live_by_what_the_cache_has_seen() {
+    let mut gateway = with_slots(64);
+    gateway.sent_out(&there());
+    gateway.sent_out(&there());
+    gateway.pass(ESTABLISHED * HZ);
+    gateway.sent_out(&there());
+    gateway.pass(ESTABLISHED * HZ);
+    let world = &gateway.world;
+    let inbound = world.session(&key(&back())).expect("the other half");
+    assert!(end::is_live(world, &world.control, &key(&back()), inbound, world.now.get()));
+}

@@ -1,0 +1,22 @@
+//! The engine as a whole, frame by frame, over plain tables.
+
+mod answers;
+mod bindings;
+mod cache;
+mod expiry;
+mod faults;
+mod fragments;
+mod gateway;
+mod icmp_errors;
+mod icmp_queries;
+mod lifetime;
+mod malformed;
+mod one_to_one;
+mod ports;
+mod protocols;
+mod races;
+mod records;
+mod rows;
+mod slow_path;
+mod tcp;
+mod translation;

@@ -1,0 +1,78 @@
+//! The maps, by the names of `nat_common::maps`. Sizes that follow the configuration are set by
+//! the loader.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
+};
+use nat_common::{
+    cache::SlotImage,
+    counters::Counters,
+    flow::FlowKey,
+    maps as size,
+    net::Ip4,
+    port::{BusyKey, PortSetImage},
+    record::FlowRecord,
+    rules::{
+        Address, Control, ExemptKey, Forward, ForwardKey, HostAddress, Interface, OneToOne,
+        OneToOneKey, Pool, PublicAddress, SnatRule,
+    },
+    session::{BindingImage, BindingKey, HostImage, HostKey, PermitKey, SessionImage},
+    stage::{FragmentEntry, FragmentKey, Handoff},
+};
+
+const BPF_F_NO_PREALLOC: u32 = 1;
+/// Userspace reads it as memory (Linux 5.5); and its elements begin at a page, so that a slot is
+/// one cache line.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+macro_rules! maps {
+    ($($name:ident, $label:literal: $type:ty = $init:expr;)*) => {
+        $(#[map(name = $label)] pub(crate) static $name: $type = $init;)*
+    };
+}
+
+maps! {
+    CONTROL, "control": Array<Control> = Array::with_max_entries(1, 0);
+    COUNTERS, "counters": PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+    SESSIONS, "sessions": HashMap<FlowKey, SessionImage> =
+        HashMap::with_max_entries(2 * size::SESSIONS_DEFAULT, 0);
+    FLOW_CACHE, "flow_cache": Array<SlotImage> =
+        Array::with_max_entries(size::cache_slots(size::SESSIONS_DEFAULT), BPF_F_MMAPABLE);
+    BINDINGS, "bindings": HashMap<BindingKey, BindingImage> =
+        HashMap::with_max_entries(2 * size::SESSIONS_DEFAULT, BPF_F_NO_PREALLOC);
+    PERMITS, "permits": HashMap<PermitKey, u32> =
+        HashMap::with_max_entries(size::SESSIONS_DEFAULT, BPF_F_NO_PREALLOC);
+    HOSTS, "hosts": HashMap<HostKey, HostImage> =
+        HashMap::with_max_entries(size::SESSIONS_DEFAULT, BPF_F_NO_PREALLOC);
+    INTERFACES, "interfaces": Array<Interface> =
+        Array::with_max_entries(size::INTERFACE_SLOTS, 0);
+    EGRESS, "egress": DevMap = DevMap::with_max_entries(size::INTERFACE_SLOTS, 0);
+    HOST_ADDRESSES, "host_addresses": HashMap<Ip4, HostAddress> =
+        HashMap::with_max_entries(size::ADDRESS_SLOTS, 0);
+    PUBLIC_ADDRESSES, "public_addrs": HashMap<Ip4, PublicAddress> =
+        HashMap::with_max_entries(size::ADDRESS_SLOTS, 0);
+    ADDRESSES, "addresses": Array<Address> = Array::with_max_entries(size::ADDRESS_SLOTS, 0);
+    POOLS, "pools": Array<Pool> = Array::with_max_entries(size::POOL_SLOTS, 0);
+    POOL_MEMBERS, "pool_members": Array<u32> = Array::with_max_entries(size::MEMBER_SLOTS, 0);
+    SNAT, "snat": LpmTrie<Ip4, SnatRule> =
+        LpmTrie::with_max_entries(size::RULE_PREFIXES, BPF_F_NO_PREALLOC);
+    EXEMPT, "exempt": LpmTrie<ExemptKey, u32> =
+        LpmTrie::with_max_entries(size::RULE_PREFIXES, BPF_F_NO_PREALLOC);
+    FORWARDS, "forwards": HashMap<ForwardKey, Forward> =
+        HashMap::with_max_entries(size::FORWARD_PORTS, BPF_F_NO_PREALLOC);
+    ONE_TO_ONE, "one_to_one": HashMap<OneToOneKey, OneToOne> =
+        HashMap::with_max_entries(2 * size::ADDRESS_SLOTS, 0);
+    BUSY_PORTS, "busy_ports": HashMap<BusyKey, PortSetImage> =
+        HashMap::with_max_entries(size::BUSY_DESTINATIONS, 0);
+    PORT_TEMPLATES, "port_templates": Array<PortSetImage> =
+        Array::with_max_entries(size::TEMPLATE_ROWS, 0);
+    FRAGMENTS, "fragments": LruHashMap<FragmentKey, FragmentEntry> =
+        LruHashMap::with_max_entries(size::FRAGMENT_FLOWS, 0);
+    EVENTS, "events": RingBuf = RingBuf::with_byte_size(size::EVENT_BYTES, 0);
+    RECORDS, "records": RingBuf = RingBuf::with_byte_size(size::RECORD_BYTES, 0);
+    STAGES, "stages": ProgramArray = ProgramArray::with_max_entries(size::stage::COUNT, 0);
+    DRAFT, "draft": PerCpuArray<SessionImage> = PerCpuArray::with_max_entries(1, 0);
+    RECORD, "record": PerCpuArray<FlowRecord> = PerCpuArray::with_max_entries(1, 0);
+    HANDOFF, "handoff": PerCpuArray<Handoff> = PerCpuArray::with_max_entries(1, 0);
+}

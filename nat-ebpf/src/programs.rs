@@ -1,0 +1,288 @@
+//! Entry points: each runs one stage of the engine and acts on what comes of it.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{
+        xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+        xdp_md,
+    },
+    helpers::{bpf_redirect, generated::bpf_loop},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use nat_common::{
+    answer,
+    env::{Clock as _, Packet, Tables as _},
+    flow::FlowKey,
+    maps::INTERFACE_SLOTS,
+    rules::{interface, role},
+    stage::{
+        Out, Outcome, ReapRequest, Side, Step, accept, bind, classify, error, fast, fragment, hit,
+        hold::{self, GivenUp, Returned, returned},
+        inbound, open, open_busy, reap, request, stateless, verify,
+    },
+    verdict::{DropReason, Verdict},
+};
+
+use crate::{
+    frame::Frame,
+    guard,
+    maps::{COUNTERS, EGRESS, HANDOFF, INTERFACES, STAGES},
+    mode::{self, Env},
+    tables::Kernel,
+};
+
+/// Goes on to the next stage, or finishes.
+#[inline(always)]
+fn conclude(frame: &Frame, step: Step, first: bool) -> u32 {
+    let outcome = match step {
+        Step::Done(outcome) => outcome,
+        Step::Go(stage) => {
+            if first {
+                keep_origin(frame);
+            }
+            mode::goes_on(stage);
+            // SAFETY: the stages are programs of the same type, loaded together.
+            unsafe { STAGES.tail_call(&frame.ctx, stage) };
+            // Still here: the stage is missing, or packets went round too often.
+            let Step::Done(outcome) = Step::drop(DropReason::Internal, Side::Destination, 0) else {
+                return XDP_ABORTED;
+            };
+            outcome
+        }
+    };
+    finish(frame, outcome)
+}
+
+#[inline(always)]
+fn ingress_slot(frame: &Frame) -> u32 {
+    frame.ingress() & (INTERFACE_SLOTS - 1)
+}
+
+/// Whether what goes back where it came from takes `XDP_TX`. It does where one interface is both
+/// sides, which needs that for every packet, unless its driver leaves such frames lying (see
+/// `interface::NO_BOUNCE`). Elsewhere it is redirected like the rest.
+#[inline(always)]
+fn bounces(frame: &Frame) -> bool {
+    frame.returned == 0
+        && INTERFACES.get(ingress_slot(frame)).is_some_and(|it| {
+            it.role == role::PRIVATE | role::PUBLIC && it.flags & interface::NO_BOUNCE == 0
+        })
+}
+
+/// Sends the frame and counts it, in that order: what could not be sent is a drop.
+#[inline(always)]
+fn finish(frame: &Frame, outcome: Outcome) -> u32 {
+    let Outcome { verdict, side, bytes, out } = outcome;
+    let mut verdict = verdict;
+    let action = match out {
+        Out::Slot(slot) if u32::from(slot) == ingress_slot(frame) && bounces(frame) => XDP_TX,
+        Out::Back if bounces(frame) => XDP_TX,
+        Out::Slot(_) | Out::Back => {
+            let slot = match out {
+                Out::Slot(slot) => u32::from(slot),
+                _ => ingress_slot(frame),
+            };
+            match EGRESS.redirect(slot, 0) {
+                Ok(_) => XDP_REDIRECT,
+                Err(_) => {
+                    verdict = Verdict::Drop(match verdict {
+                        Verdict::Held => DropReason::SlowPathUnavailable,
+                        _ => DropReason::EgressMissing,
+                    });
+                    XDP_DROP
+                }
+            }
+        }
+        Out::None => match verdict {
+            Verdict::ToHost => {
+                if frame.returned != 0 {
+                    frame.address_to(hold::DEVICE_MAC);
+                }
+                XDP_PASS
+            }
+            _ => XDP_DROP,
+        },
+    };
+    mode::ended(frame, &outcome, verdict);
+    if !mode::COUNTS {
+        return action;
+    }
+    let Some(counters) = COUNTERS.get_ptr_mut(0) else { return XDP_ABORTED };
+    // SAFETY: the value is this CPU's own, and programs of one CPU do not nest.
+    let counters = unsafe { &mut *counters };
+    let bytes = u64::from(bytes);
+    // One more piece of a split packet goes out as bytes only: the packet is counted by its first.
+    let packets = u64::from(frame.returned & returned::EXTRA == 0);
+    match side {
+        // Counted when it came first.
+        _ if frame.returned != 0 => counters.packets_released += packets,
+        Side::Source => {
+            counters.packets_in_from_source += 1;
+            counters.bytes_in_from_source += bytes;
+        }
+        Side::Destination => {
+            counters.packets_in_from_destination += 1;
+            counters.bytes_in_from_destination += bytes;
+        }
+    }
+    match verdict {
+        Verdict::ToDestination => {
+            counters.packets_out_to_destination += packets;
+            counters.bytes_out_to_destination += bytes;
+        }
+        Verdict::ToSource => {
+            counters.packets_out_to_source += packets;
+            counters.bytes_out_to_source += bytes;
+        }
+        Verdict::ToHost => counters.packets_to_host += packets,
+        Verdict::Answered => counters.packets_answered += packets,
+        Verdict::Held => counters.packets_held += packets,
+        Verdict::Drop(reason) => counters.drop_some(reason, packets),
+    }
+    action
+}
+
+macro_rules! stages {
+    ($($(#[$doc:meta])* $name:ident = $run:path;)*) => {$(
+        $(#[$doc])*
+        #[xdp(frags)]
+        pub(crate) fn $name(ctx: XdpContext) -> u32 {
+            let env = Env::new(ctx.ctx.cast());
+            let mut frame = Frame::new(ctx);
+            // Cannot fail; going on would double the verifier's work.
+            let Some(handoff) = HANDOFF.get(0) else { return XDP_ABORTED };
+            frame.ingress = handoff.ingress;
+            frame.returned = handoff.returned;
+            let step = $run(&mut frame, &env);
+            conclude(&frame, step, false)
+        }
+    )*};
+}
+
+#[inline(always)]
+fn keep_origin(frame: &Frame) {
+    if let Some(handoff) = HANDOFF.get_ptr_mut(0) {
+        // SAFETY: the value is this CPU's own.
+        unsafe {
+            (*handoff).ingress = frame.ingress;
+            (*handoff).returned = frame.returned;
+        }
+    }
+}
+
+/// On every interface of the gateway.
+#[xdp(frags)]
+pub(crate) fn natgw(ctx: XdpContext) -> u32 {
+    let env = Env::new(ctx.ctx.cast());
+    let mut frame = Frame::new(ctx);
+    mode::received(&frame);
+    let step = fast::run(&mut frame, &env);
+    conclude(&frame, step, true)
+}
+
+/// On the slow path's tap device: a packet that the daemon returns goes the way of a new one, or
+/// is counted under the reason for which the daemon gave it up.
+#[xdp(frags)]
+pub(crate) fn natgw_return(ctx: XdpContext) -> u32 {
+    let env = Env::new(ctx.ctx.cast());
+    let mut frame = Frame::new(ctx);
+    match hold::unwrap(&mut frame) {
+        Ok(Returned { ingress, bits }) => {
+            frame.ingress = ingress;
+            frame.returned = bits;
+            let step = hold::resume(&mut frame, &env, bits);
+            conclude(&frame, step, true)
+        }
+        Err(GivenUp { reason, count }) => {
+            env.counters(|counters| {
+                counters.packets_released += u64::from(count);
+                counters.drop_some(reason, u64::from(count));
+            });
+            XDP_DROP
+        }
+    }
+}
+
+stages! {
+    natgw_hit = hit::run;
+    natgw_classify = classify::run;
+    natgw_open = open::run;
+    natgw_open_busy = open_busy::run;
+    natgw_inbound = inbound::run;
+    natgw_error = error::run;
+    natgw_fragment = fragment::run;
+    natgw_answer = answer::run;
+    natgw_stateless = stateless::run;
+    natgw_bind = bind::run;
+    natgw_join = bind::join;
+    natgw_accept = accept::run;
+    natgw_hold = hold::run;
+    natgw_verify = verify::run;
+}
+
+/// Sends a frame that the daemon made out of the interface that it names as ingress.
+#[xdp(frags)]
+pub(crate) fn natgw_emit(ctx: XdpContext) -> u32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect(ctx.ingress_ifindex() as u32, 0) as u32 }
+}
+
+/// Ends sessions; run by the daemon, never attached. Returns how many ended.
+#[xdp(frags)]
+pub(crate) fn natgw_reaper(ctx: XdpContext) -> u32 {
+    let kernel = Kernel::new(ctx.ctx.cast());
+    let mut frame = Frame::new(ctx);
+    let Some([op, count]) = frame.get::<[[u8; 4]; 2]>(REQUEST_OP).copied() else { return 0 };
+    let (op, count) = (u32::from_le_bytes(op), u32::from_le_bytes(count));
+    if op == request::NOW {
+        let now = kernel.now();
+        if let Some(slot) = frame.get::<[u8; 4]>(REQUEST_OP + 4) {
+            *slot = now.to_le_bytes();
+        }
+        return 0;
+    }
+    let mut round = Round { ctx: kernel.ctx.cast(), op, ended: 0 };
+    // A loop of the kernel's: the verifier walks through its body once and not for every key.
+    // SAFETY: the callback is of the helper's type, and the round outlives the call.
+    unsafe {
+        bpf_loop(
+            count.min(request::BATCH as u32),
+            reap_key as *mut c_void,
+            (&raw mut round).cast(),
+            0,
+        );
+    }
+    round.ended
+}
+
+/// One request to the reaper, as its loop sees it.
+struct Round {
+    ctx: *mut xdp_md,
+    op: u32,
+    ended: u32,
+}
+
+/// Reaps the key of this number. 1 ends the loop.
+extern "C" fn reap_key(index: u64, round: *mut Round) -> u64 {
+    // SAFETY: the helper passes on the address of the round.
+    let round = unsafe { &mut *round };
+    let frame = Frame::new(XdpContext::new(round.ctx));
+    let kernel = Kernel::new(round.ctx.cast());
+    let Some(key) = frame.list_entry::<FlowKey>(size_of_head(), index as usize) else { return 1 };
+    round.ended += u32::from(reap::one(&kernel, round.op, &key));
+    0
+}
+
+const REQUEST_OP: usize = core::mem::offset_of!(ReapRequest, op);
+
+const fn size_of_head() -> usize {
+    core::mem::offset_of!(ReapRequest, keys)
+}
+
+/// On the egress of public interfaces: what the host's own forwarding must not let out.
+#[classifier]
+pub(crate) fn natgw_guard(ctx: TcContext) -> i32 {
+    guard::run(&ctx)
+}

@@ -1,0 +1,29 @@
+//! What Prometheus gets beside the contract's counters: how full things are.
+
+use std::net::Ipv4Addr;
+
+use super::model::PortsInUse;
+use crate::flowlog::LogStatus;
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Details {
+    /// Capacity of the session table.
+    pub sessions_max: u64,
+    pub addresses: Vec<AddressDetail>,
+    /// What the last whole walk over the session table took of a CPU.
+    pub sweep_seconds: f64,
+    /// Private hosts with the most sessions, as many as the configuration asks for.
+    pub top_hosts: Vec<(Ipv4Addr, u64)>,
+    pub log: LogStatus,
+}
+
+/// How full a public address is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AddressDetail {
+    pub address: Ipv4Addr,
+    pub pool: String,
+    pub sessions: u64,
+    pub in_use: PortsInUse,
+    /// Ports that sessions may get.
+    pub capacity: PortsInUse,
+}

@@ -1,0 +1,247 @@
+//! The gateway's interfaces: what hangs on each, and how it follows the link's fate.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use nat_common::{
+    net::Ip4,
+    rules::{HostAddress, Interface, host_address, interface, role},
+};
+
+use super::gateway::Gateway;
+use crate::{
+    api::model::{AttachedMode, InterfaceState, InterfaceStatus},
+    config::{Role, XdpMode},
+    datapath::AttachMode,
+    netdev::{Link, Snapshot},
+};
+
+/// One interface of the configuration.
+#[derive(Debug, Clone)]
+pub(super) struct Port {
+    pub(super) role: Role,
+    /// As the dataplane knows it; nothing while the interface is missing.
+    pub(super) known: Option<Interface>,
+    pub(super) attached: bool,
+    /// Why it is not attached; said once.
+    pub(super) problem: Option<String>,
+}
+
+impl Port {
+    pub(super) const fn new(role: Role) -> Self {
+        Self { role, known: None, attached: false, problem: None }
+    }
+
+    pub(super) const fn is_public(&self) -> bool {
+        matches!(self.role, Role::Public | Role::Both)
+    }
+}
+
+/// `auto` is native until there is a tc hook.
+pub(super) const fn attach_mode(mode: XdpMode) -> AttachMode {
+    match mode {
+        XdpMode::Generic => AttachMode::Generic,
+        XdpMode::Auto | XdpMode::Native | XdpMode::Tc => AttachMode::Native,
+    }
+}
+
+impl Gateway {
+    /// Everything that has to be there before translation: the guard first, then forwarding, then
+    /// the dataplane's own tables.
+    pub(super) fn prepare(&mut self, name: &str) -> Result<()> {
+        let Some(link) = self.snapshot.link(name).cloned() else {
+            anyhow::bail!("there is no interface {name} any more; create it, or change the file");
+        };
+        let Some(port) = self.ports.get(name) else {
+            return Ok(());
+        };
+        let interface = interface_value(&link, port.role, &self.snapshot);
+        if port.is_public() {
+            self.datapath.attach_guard(link.ifindex, name)?;
+        }
+        self.state.turn_on(&self.state_path, name)?;
+        self.datapath.set_interface(&interface)?;
+        if let Some(port) = self.ports.get_mut(name) {
+            port.known = Some(interface);
+        }
+        Ok(())
+    }
+
+    /// Puts the translating program on, where [`Self::prepare`] has been.
+    pub(super) fn attach(&mut self, name: &str) -> Result<()> {
+        let mode = attach_mode(self.config.gateway.xdp_mode);
+        let Some(port) = self.ports.get_mut(name) else { return Ok(()) };
+        let Some(known) = port.known else { return Ok(()) };
+        self.datapath.attach_xdp(known.ifindex, name, mode)?;
+        port.attached = true;
+        port.problem = None;
+        Ok(())
+    }
+
+    /// Follows the links: gone, back, changed. True where cached next hops may be wrong.
+    pub(super) fn follow_links(&mut self) -> bool {
+        let names: Vec<String> = self.ports.keys().cloned().collect();
+        // Not `any`: every interface is to be looked at.
+        names.iter().fold(false, |changed, name| self.follow_link(name) | changed)
+    }
+
+    fn follow_link(&mut self, name: &str) -> bool {
+        let link = self.snapshot.link(name).cloned();
+        let Some(port) = self.ports.get_mut(name) else { return false };
+        let known = port.known;
+        if let Some(known) = known
+            && link.as_ref().map(|link| link.ifindex) != Some(known.ifindex)
+        {
+            log::warn!(
+                "interface {name} has disappeared; the gateway is degraded until it is back"
+            );
+            port.known = None;
+            port.attached = false;
+            port.problem = Some("it has disappeared".to_owned());
+            if let Err(error) = self.datapath.clear_interface(known.ifindex) {
+                log::warn!("{error}");
+            }
+        }
+        let Some(link) = link else { return known.is_some() };
+        let Some(port) = self.ports.get(name) else { return false };
+        if !port.attached {
+            return self.revive(name);
+        }
+        let now = interface_value(&link, port.role, &self.snapshot);
+        if Some(now) == known {
+            return false;
+        }
+        if let Err(error) = self.datapath.set_interface(&now) {
+            log::warn!("interface {name}: {error}");
+            return false;
+        }
+        log::info!("interface {name}: address {}, {}, MTU {}", now.address, now.mac, now.mtu);
+        let moved = known.is_some_and(|known| known.mac != now.mac);
+        if let Some(port) = self.ports.get_mut(name) {
+            port.known = Some(now);
+            if moved && port.is_public() {
+                self.announce_all();
+            }
+        }
+        true
+    }
+
+    /// Attaches to an interface that is back, or tries once more; its troubles are said once each.
+    fn revive(&mut self, name: &str) -> bool {
+        let result = self.prepare(name).and_then(|()| self.attach(name));
+        let Some(port) = self.ports.get_mut(name) else { return false };
+        match result {
+            Ok(()) => {
+                log::info!("interface {name} is attached");
+                if port.is_public() {
+                    self.announce_all();
+                }
+                true
+            }
+            Err(error) => {
+                let problem = format!("{error:#}");
+                if port.problem.as_ref() != Some(&problem) {
+                    log::warn!("interface {name}: {problem}");
+                    port.problem = Some(problem);
+                }
+                false
+            }
+        }
+    }
+
+    /// Writes which addresses are the host's own, and which are directed broadcasts.
+    pub(super) fn write_host_addresses(&mut self) -> Result<()> {
+        let wanted = host_addresses(&self.snapshot);
+        self.datapath.set_host_addresses(&wanted).context("cannot tell the dataplane of the host")
+    }
+
+    pub(super) fn missing_interfaces(&self) -> bool {
+        self.ports.values().any(|port| !port.attached)
+    }
+
+    pub(super) fn interface_statuses(&self) -> Vec<InterfaceStatus> {
+        let mode = match attach_mode(self.config.gateway.xdp_mode) {
+            AttachMode::Native => AttachedMode::Native,
+            AttachMode::Generic => AttachedMode::Generic,
+        };
+        // The configuration's order, not the map's.
+        self.config
+            .interfaces()
+            .into_iter()
+            .map(|(name, role)| {
+                let port = self.ports.get(name);
+                let attached = port.is_some_and(|port| port.attached);
+                InterfaceStatus {
+                    name: name.to_owned(),
+                    role,
+                    xdp_mode: mode,
+                    state: if attached {
+                        InterfaceState::Attached
+                    } else {
+                        InterfaceState::Missing
+                    },
+                    note: port.and_then(|port| port.problem.clone()),
+                }
+            })
+            .collect()
+    }
+}
+
+fn interface_value(link: &Link, of: Role, snapshot: &Snapshot) -> Interface {
+    let role = match of {
+        Role::Public => role::PUBLIC,
+        Role::Private => role::PRIVATE,
+        Role::Both => role::PUBLIC | role::PRIVATE,
+    };
+    let address = snapshot.primary_address(link.ifindex).map_or(Ip4::UNSPECIFIED, Ip4::from);
+    Interface {
+        ifindex: link.ifindex,
+        role,
+        realm: 0,
+        mac: link.mac,
+        address,
+        mtu: link.mtu,
+        flags: if link.kind.as_deref() == Some("veth") { interface::NO_BOUNCE } else { 0 },
+    }
+}
+
+fn host_addresses(snapshot: &Snapshot) -> BTreeMap<Ip4, HostAddress> {
+    let mut addresses = BTreeMap::new();
+    for it in &snapshot.addresses {
+        for broadcast in it.broadcasts() {
+            let value = HostAddress { ifindex: it.ifindex, flags: host_address::BROADCAST };
+            addresses.insert(Ip4::from(broadcast), value);
+        }
+    }
+    // After the broadcasts: an address that is both is the host's.
+    for it in &snapshot.addresses {
+        let value = HostAddress { ifindex: it.ifindex, flags: host_address::OWNED };
+        addresses.insert(Ip4::from(it.address), value);
+    }
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netdev::InterfaceAddress;
+
+    #[test]
+    fn own_addresses_and_directed_broadcasts_are_told_apart() {
+        let entry = |last: u8, prefix_len| InterfaceAddress {
+            ifindex: 4,
+            address: [10, 0, 0, last].into(),
+            prefix_len,
+            secondary: false,
+            broadcast: None,
+        };
+        let snapshot =
+            Snapshot { links: BTreeMap::new(), addresses: vec![entry(1, 24), entry(3, 30)] };
+        let table = host_addresses(&snapshot);
+        let flags = |last: u8| table.get(&Ip4::new([10, 0, 0, last])).map(|it| it.flags);
+        assert_eq!(flags(1), Some(host_address::OWNED));
+        assert_eq!(flags(255), Some(host_address::BROADCAST));
+        assert_eq!(flags(3), Some(host_address::OWNED), "an own address that is also a broadcast");
+        assert_eq!(flags(2), None);
+    }
+}

@@ -1,0 +1,121 @@
+//! The flow cache as this side sees it: memory that the kernel shares, read only.
+//!
+//! What a slot has taken for its session is not in the session table yet, so whoever reads sessions
+//! adds it here. A slot that changes under the reader gives, at worst, what it held a moment ago.
+
+use std::{
+    ffi::c_void,
+    io,
+    num::NonZeroUsize,
+    path::Path,
+    ptr::NonNull,
+    slice,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use aya::maps::{MapData, MapInfo};
+use nat_common::{
+    cache::{Place, SlotImage},
+    flow::FlowKey,
+    maps,
+    rules::Control,
+    session::{SessionImage, State},
+};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::error::DatapathError;
+
+/// The mapped slots. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct CacheReader {
+    memory: Arc<Memory>,
+    /// Only the mask and the key of the hash are used.
+    control: Control,
+}
+
+#[derive(Debug)]
+struct Memory {
+    start: NonNull<c_void>,
+    bytes: NonZeroUsize,
+}
+
+// SAFETY: the memory is only read, and by atomic loads.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `open`, and no reference outlives this.
+        if let Err(error) = unsafe { munmap(self.start, self.bytes.get()) } {
+            log::debug!("the flow cache stays mapped: {error}");
+        }
+    }
+}
+
+impl Memory {
+    fn slots(&self) -> &[[AtomicU64; 8]] {
+        // SAFETY: a page-aligned mapping of this length; any bits are an integer, and what the
+        // kernel changes meanwhile is read by atomic loads.
+        unsafe {
+            let count = self.bytes.get() / size_of::<SlotImage>();
+            slice::from_raw_parts(self.start.as_ptr().cast(), count)
+        }
+    }
+}
+
+impl CacheReader {
+    /// Maps the pinned cache of the gateway in `directory`, whose size it writes into `control`,
+    /// with a new key for its hash if there is none.
+    pub(super) fn open(directory: &Path, control: &mut Control) -> Result<Self, DatapathError> {
+        let path = directory.join(maps::FLOW_CACHE);
+        let failed = |error| DatapathError::bpf(format!("open {}", path.display()), error);
+        let slots = MapInfo::from_pin(&path).map_err(failed)?.max_entries();
+        let map = MapData::from_pin(&path).map_err(failed)?;
+        let bytes =
+            NonZeroUsize::new(slots as usize * size_of::<SlotImage>()).ok_or_else(|| {
+                DatapathError::call("map the flow cache", io::ErrorKind::InvalidData.into())
+            })?;
+        // SAFETY: a new mapping, wherever the kernel likes.
+        let start =
+            unsafe { mmap(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map.fd(), 0) };
+        let start =
+            start.map_err(|error| DatapathError::call("map the flow cache", error.into()))?;
+        if control.cache_mask != slots - 1 {
+            control.cache_mask = slots - 1;
+            control.cache_seed = seed().map_err(|error| {
+                DatapathError::call("get random numbers for the flow cache", error)
+            })?;
+        }
+        Ok(Self { memory: Arc::new(Memory { start, bytes }), control: *control })
+    }
+
+    /// Adds what the cache has taken for the session.
+    pub(super) fn bring_up_to_date(&self, key: &FlowKey, session: &mut SessionImage) {
+        let Some(place) = Place::of(key, &self.control) else { return };
+        let ways = place.ways().into_iter();
+        let mut images = ways.filter_map(|index| self.memory.slots().get(index as usize));
+        let Some((seen, packets, bytes)) =
+            images.find_map(|slot| place.taken(&slot.each_ref().map(|word| word.load(Relaxed))))
+        else {
+            return;
+        };
+        session.packets += packets;
+        session.bytes += bytes;
+        let word = session.word();
+        if word.state() != State::Dead && seen.wrapping_sub(word.seen()) < u32::MAX / 2 {
+            session.word = word.with_seen(seen).0;
+        }
+    }
+}
+
+fn seed() -> io::Result<[u32; 4]> {
+    let mut seed = [0_u32; 4];
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut seed);
+    // SAFETY: pointer and length are those of a live slice. So few bytes come whole.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == bytes.len().cast_signed() { Ok(seed) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,585 @@
+//! The dataplane as the daemon holds it: everything that touches aya.
+//!
+//! What a [`Datapath`] makes is pinned and outlives it: maps, programs, links. Dropping it, or
+//! killing its process, changes nothing on the wire; [`detach_all`] is the way to take it off.
+
+mod attach;
+mod batch;
+mod bpffs;
+mod btf;
+mod cache;
+mod error;
+mod forget;
+mod load;
+mod pin;
+mod refused;
+mod run;
+mod slow;
+mod syscall;
+pub(crate) mod tables;
+mod trace;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, MapError, RingBuf},
+};
+use nat_common::{
+    counters::Counters,
+    flow::FlowKey,
+    maps,
+    net::Ip4,
+    rules::{Control, HostAddress, Interface},
+    session::SessionImage,
+};
+
+pub use attach::AttachMode;
+pub use batch::{BATCH, Batches, BindingBatches, SessionBatches};
+pub use bpffs::home as bpf_home;
+pub use error::DatapathError;
+pub(crate) use error::missing_capabilities;
+pub use forget::Forgetter;
+pub use pin::{detach_all, has_link, layouts};
+pub use run::RunResult;
+pub use slow::{SlowPathView, Waiting};
+pub use trace::{Traced, Tracer, TracerSource};
+
+use cache::CacheReader;
+use pin::PinDirectory;
+use tables::{Kern, Tables};
+
+type Result<T, E = DatapathError> = std::result::Result<T, E>;
+
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Usually `/sys/fs/bpf/natgw`.
+    pub bpf_dir: PathBuf,
+    /// Name of the gateway.
+    pub name: String,
+    /// Capacity in sessions; must be the pinned one where sessions are adopted.
+    pub sessions: u32,
+    /// Gets the verifier's log if the kernel refuses a program.
+    pub verifier_log: Option<PathBuf>,
+}
+
+/// What was there before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opened {
+    Fresh,
+    /// Maps of an earlier process, with this many sessions in them, live or resting.
+    Adopted {
+        sessions: u64,
+    },
+}
+
+pub struct Datapath {
+    bpf: Ebpf,
+    pins: PinDirectory,
+    name: String,
+    generation: u32,
+    tables: Tables,
+    attached: BTreeMap<String, AttachMode>,
+    guarded: Vec<String>,
+    slow_path: Option<slow::SlowPathDevice>,
+    /// There from the moment on in which `control` says so.
+    cache: Option<CacheReader>,
+}
+
+impl Datapath {
+    /// Loads the programs and makes the maps, or takes over those of an earlier process. Attaches
+    /// nothing; links that are there keep their programs until [`Self::attach_xdp`] and
+    /// [`Self::attach_guard`] update them and [`Self::retire_previous`] ends the rest.
+    ///
+    /// # Errors
+    /// Each with its remedy: see [`DatapathError`]. What was pinned before stays as it was.
+    pub fn open(options: &OpenOptions) -> Result<(Self, Opened)> {
+        let OpenOptions { bpf_dir, name, sessions, verifier_log } = options;
+        let pins = PinDirectory::create(bpf_dir, name)?;
+        let load::Loaded { mut bpf, generation, adopted } =
+            load::load(&pins, name, *sessions, verifier_log.as_deref())?;
+        let tables = Tables::take(&mut bpf)?;
+        let mut datapath = Self {
+            bpf,
+            pins,
+            name: name.clone(),
+            generation,
+            tables,
+            attached: BTreeMap::new(),
+            guarded: Vec::new(),
+            slow_path: None,
+            cache: None,
+        };
+        let mut control = datapath.control()?;
+        let cache = CacheReader::open(&datapath.pins.path, &mut control)?;
+        datapath.set_control(&control)?;
+        datapath.cache = Some(cache);
+        // An earlier process's device is gone, and its slot may be given to another interface.
+        datapath.avoid_slow_path()?;
+        let opened = if adopted {
+            let counters = datapath.counters()?;
+            let sessions = counters.sessions_created.saturating_sub(counters.sessions_ended);
+            Opened::Adopted { sessions }
+        } else {
+            Opened::Fresh
+        };
+        Ok((datapath, opened))
+    }
+
+    /// [`Self::open`] without what an earlier process has left, of whatever layout and size. That
+    /// stays attached until [`Self::retire_aside`].
+    ///
+    /// # Errors
+    /// As above; then everything is as it was.
+    pub fn open_cold(options: &OpenOptions) -> Result<(Self, Opened)> {
+        let OpenOptions { bpf_dir, name, .. } = options;
+        PinDirectory::put_aside(bpf_dir, name)?;
+        Self::open(options).inspect_err(|_| {
+            if let Err(error) = PinDirectory::put_back(bpf_dir, name) {
+                log::warn!("{error}; run natgw detach --name {name}");
+            }
+        })
+    }
+
+    /// Takes off what [`Self::open_cold`] has left attached. The guard has to be on by then, and
+    /// the entry program comes after it: an interface has room for one.
+    ///
+    /// # Errors
+    /// As the kernel gives them.
+    pub fn retire_aside(&self) -> Result<()> {
+        self.pins.remove_aside(&self.name)
+    }
+
+    /// Puts the entry program on an interface, or updates the link that is there without a gap.
+    ///
+    /// # Errors
+    /// [`DatapathError::Attach`] tells what is in the way and how to remove it.
+    pub fn attach_xdp(&mut self, ifindex: u32, interface: &str, mode: AttachMode) -> Result<()> {
+        attach::attach_xdp(&mut self.bpf, &self.pins, ifindex, interface, mode)?;
+        self.attached.insert(interface.to_owned(), mode);
+        Ok(())
+    }
+
+    /// Puts the guard on the egress of an interface, or updates the one that is there.
+    ///
+    /// # Errors
+    /// As the kernel gives them.
+    pub fn attach_guard(&mut self, ifindex: u32, interface: &str) -> Result<()> {
+        attach::attach_guard(&mut self.bpf, &self.pins, &self.name, ifindex, interface)?;
+        if !self.guarded.iter().any(|guarded| guarded == interface) {
+            self.guarded.push(interface.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Takes the entry program off an interface; sessions stay.
+    ///
+    /// # Errors
+    /// As the kernel gives them. That the interface is gone is none.
+    pub fn detach_xdp(&mut self, interface: &str) -> Result<()> {
+        self.attached.remove(interface);
+        pin::remove_link(&self.pins.xdp_link(interface))
+    }
+
+    /// Takes the guard off the egress of an interface.
+    ///
+    /// # Errors
+    /// As the kernel gives them. That the interface is gone is none.
+    pub fn detach_guard(&mut self, interface: &str) -> Result<()> {
+        self.guarded.retain(|guarded| guarded != interface);
+        let filter = self.pins.guard_filter(interface);
+        if filter.exists() {
+            attach::remove_guard_filter(&self.name, interface)?;
+            pin::remove(&filter)?;
+        }
+        pin::remove_link(&self.pins.guard_link(interface))
+    }
+
+    /// Interfaces that this process has attached, with their modes.
+    #[must_use]
+    pub fn attached(&self) -> Vec<(String, AttachMode)> {
+        self.attached.iter().map(|(interface, mode)| (interface.clone(), *mode)).collect()
+    }
+
+    /// To be called once everything is attached: takes off what an earlier process left on other
+    /// interfaces, pins the programs of this one, and lets go of the earlier ones.
+    ///
+    /// # Errors
+    /// Where a pin cannot be removed or made.
+    pub fn retire_previous(&mut self) -> Result<()> {
+        for interface in self.pins.xdp_interfaces()? {
+            if !self.attached.contains_key(&interface) {
+                self.detach_xdp(&interface)?;
+            }
+        }
+        for interface in self.pins.guard_interfaces()? {
+            if !self.guarded.contains(&interface) {
+                self.detach_guard(&interface)?;
+            }
+        }
+        for generation in self.pins.stage_generations()? {
+            if generation != self.generation {
+                pin::remove(&self.pins.stages(generation))?;
+            }
+        }
+        for name in [maps::ENTRY_PROGRAM, maps::REAPER_PROGRAM, maps::EMIT_PROGRAM] {
+            let path = self.pins.program(name);
+            pin::remove(&path)?;
+            pinned(load::xdp_mut(&mut self.bpf, name)?.pin(&path), &path)?;
+        }
+        let path = self.pins.program(maps::GUARD_PROGRAM);
+        pin::remove(&path)?;
+        pinned(load::guard_mut(&mut self.bpf)?.pin(&path), &path)
+    }
+
+    /// # Errors
+    /// None is expected.
+    pub fn control(&self) -> Result<Control> {
+        let control = self.tables.control.get(&0, 0);
+        control.map(|Kern(control)| control).map_err(map_error("read the control map"))
+    }
+
+    /// # Errors
+    /// None is expected.
+    pub fn set_control(&mut self, control: &Control) -> Result<()> {
+        self.tables.control.set(0, Kern(*control), 0).map_err(map_error("write the control map"))
+    }
+
+    /// Makes the dataplane resolve its next hops anew: after a change of routes, neighbours or
+    /// interfaces.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn bump_epoch(&mut self) -> Result<()> {
+        let mut control = self.control()?;
+        control.epoch = next_epoch(control.epoch);
+        self.set_control(&control)
+    }
+
+    /// Tells the dataplane that its daemon lives; at least every two seconds.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn heartbeat(&mut self) -> Result<()> {
+        let mut control = self.control()?;
+        control.heartbeat = self.now()?;
+        self.set_control(&control)
+    }
+
+    /// Totals over all CPUs since the maps were made.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn counters(&self) -> Result<Counters> {
+        let values = self.tables.counters.get(&0, 0).map_err(map_error("read the counters"))?;
+        let mut sum: Counters = bytemuck::Zeroable::zeroed();
+        for Kern(counters) in values.iter() {
+            sum.merge(counters);
+        }
+        Ok(sum)
+    }
+
+    /// How long the counters have counted: the age of their pin, which outlives processes.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn counted(&self) -> Result<Duration> {
+        let pin = self.pins.map(maps::COUNTERS);
+        let made = std::fs::metadata(&pin).and_then(|meta| meta.modified());
+        let made =
+            made.map_err(|error| DatapathError::call(format!("look at {}", pin.display()), error))?;
+        Ok(made.elapsed().unwrap_or_default())
+    }
+
+    /// Current ticks, the unit of every time in the maps; wraps.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn now(&self) -> Result<u32> {
+        run::now(&self.bpf)
+    }
+
+    /// Ends sessions, given by their outbound keys; `op` is of [`nat_common::stage::request`].
+    /// Returns how many ended.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn reap(&self, op: u32, keys: &[FlowKey]) -> Result<u32> {
+        run::reap(&self.bpf, op, keys)
+    }
+
+    /// Sends a frame out of an interface of the gateway.
+    ///
+    /// # Errors
+    /// Where the frame is longer than a page has room for (about 3,500 bytes) or shorter than its
+    /// Ethernet header, or the interface is gone.
+    pub fn emit_frame(&self, ifindex: u32, frame: &[u8]) -> Result<()> {
+        run::emit(&self.bpf, ifindex, frame)
+    }
+
+    /// Runs the entry program on a frame; nothing is sent.
+    ///
+    /// # Errors
+    /// Where the frame is shorter than its Ethernet header, or the interface does not exist.
+    pub fn run_entry(&self, ifindex: u32, frame: &[u8]) -> Result<RunResult> {
+        run::entry(&self.bpf, ifindex, frame)
+    }
+
+    /// From which the programs are loaded that tell what would become of a packet.
+    #[must_use]
+    pub fn tracer(&self) -> TracerSource {
+        TracerSource::new(&self.pins.path)
+    }
+
+    /// A walk over all entries of the session table, inbound and outbound.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn sessions(&self) -> Result<SessionBatches> {
+        let mut sessions: SessionBatches = Batches::open(&self.pins.path, maps::SESSIONS)?;
+        if let Some(cache) = self.cache.clone() {
+            sessions.complete_by(move |key, session| cache.bring_up_to_date(key, session));
+        }
+        Ok(sessions)
+    }
+
+    /// A walk over both halves of all endpoint-independent bindings.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn bindings(&self) -> Result<BindingBatches> {
+        Batches::open(&self.pins.path, maps::BINDINGS)
+    }
+
+    /// What cleans the tables of hosts and permits.
+    #[must_use]
+    pub fn forgetter(&self) -> Forgetter {
+        Forgetter::new(&self.pins.path)
+    }
+
+    /// Single entries of the session table, for another thread.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn session_lookup(&self) -> Result<SessionLookup> {
+        let path = self.pins.map(maps::SESSIONS);
+        let map = MapData::from_pin(&path)
+            .map_err(|error| DatapathError::bpf(format!("open {}", path.display()), error))?;
+        let map = Map::from_map_data(map).map_err(map_error("use the session table"))?;
+        let sessions = map.try_into().map_err(map_error("use the session table"))?;
+        Ok(SessionLookup { sessions, cache: self.cache.clone() })
+    }
+
+    /// One entry of the session table.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn session(&self, key: &FlowKey) -> Result<Option<SessionImage>> {
+        look_up(&self.tables.sessions, self.cache.as_ref(), key)
+    }
+
+    /// The ring buffer of [`nat_common::event::Event`]s; the first caller gets it.
+    pub fn events(&mut self) -> Option<RingBuf<MapData>> {
+        self.tables.events.take()
+    }
+
+    /// The ring buffer of [`nat_common::record::FlowRecord`]s; the first caller gets it.
+    pub fn records(&mut self) -> Option<RingBuf<MapData>> {
+        self.tables.records.take()
+    }
+
+    /// Makes an interface known to the dataplane, as receiver and as way out.
+    ///
+    /// # Errors
+    /// Where its slot belongs to another interface whose index is equal modulo the table's size,
+    /// or the interface is gone.
+    pub fn set_interface(&mut self, interface: &Interface) -> Result<()> {
+        let index = interface.ifindex;
+        let slot = index % maps::INTERFACE_SLOTS;
+        let present = match &self.slow_path {
+            Some(device) if device.ifindex % maps::INTERFACE_SLOTS == slot => device.ifindex,
+            _ => self.interface(slot)?.ifindex,
+        };
+        if present != 0 && present != index && self.attached_index(present) {
+            return Err(DatapathError::Call {
+                what: format!("give interface {index} a slot, which interface {present} has"),
+                source: std::io::ErrorKind::AlreadyExists.into(),
+            });
+        }
+        self.tables
+            .egress
+            .set(slot, index, None, 0)
+            .map_err(|error| DatapathError::bpf(format!("redirect to interface {index}"), error))?;
+        self.tables
+            .interfaces
+            .set(slot, Kern(*interface), 0)
+            .map_err(map_error("write the interface table"))
+    }
+
+    /// Forgets an interface; one that is not known is as good.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn clear_interface(&mut self, ifindex: u32) -> Result<()> {
+        let slot = ifindex % maps::INTERFACE_SLOTS;
+        if self.interface(slot)?.ifindex != ifindex {
+            return Ok(());
+        }
+        let free: Interface = bytemuck::Zeroable::zeroed();
+        self.tables
+            .interfaces
+            .set(slot, Kern(free), 0)
+            .map_err(map_error("write the interface table"))?;
+        // Index 0 empties a slot of a device map.
+        self.tables
+            .egress
+            .set(slot, 0, None, 0)
+            .map_err(|error| DatapathError::bpf("write the egress table", error))
+    }
+
+    /// The interfaces that the dataplane knows, those of an earlier process included.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn interfaces(&self) -> Result<Vec<Interface>> {
+        let used = tables::read_array(&self.tables.interfaces, |entry| entry.ifindex != 0);
+        Ok(used.map_err(map_error("read the interface table"))?.into_values().collect())
+    }
+
+    fn interface(&self, slot: u32) -> Result<Interface> {
+        let entry = self.tables.interfaces.get(&slot, 0);
+        entry.map(|Kern(entry)| entry).map_err(map_error("read the interface table"))
+    }
+
+    /// Whether an interface with this index still exists here.
+    fn attached_index(&self, ifindex: u32) -> bool {
+        nix::net::if_::if_indextoname(ifindex).is_ok()
+    }
+
+    /// Replaces the table of the host's own addresses and directed broadcasts.
+    ///
+    /// # Errors
+    /// Where there are more than the table holds.
+    pub fn set_host_addresses(&mut self, wanted: &BTreeMap<Ip4, HostAddress>) -> Result<()> {
+        let table = &mut self.tables.host_addresses;
+        let failed = || map_error("write the table of host addresses");
+        let present = tables::read_hash(table).map_err(failed())?;
+        for (address, value) in wanted {
+            if present.get(address) != Some(value) {
+                table.insert(Kern(*address), Kern(*value), 0).map_err(failed())?;
+            }
+        }
+        for address in present.keys().filter(|address| !wanted.contains_key(address)) {
+            table.remove(&Kern(*address)).map_err(failed())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    pub(crate) fn tables_mut(&mut self) -> &mut Tables {
+        &mut self.tables
+    }
+}
+
+/// A reference of its own to the session table.
+pub struct SessionLookup {
+    sessions: HashMap<MapData, Kern<FlowKey>, Kern<SessionImage>>,
+    cache: Option<CacheReader>,
+}
+
+impl SessionLookup {
+    /// # Errors
+    /// None is expected.
+    pub fn get(&self, key: &FlowKey) -> Result<Option<SessionImage>> {
+        look_up(&self.sessions, self.cache.as_ref(), key)
+    }
+}
+
+fn look_up(
+    sessions: &HashMap<MapData, Kern<FlowKey>, Kern<SessionImage>>,
+    cache: Option<&CacheReader>,
+    key: &FlowKey,
+) -> Result<Option<SessionImage>> {
+    match sessions.get(&Kern(*key), 0) {
+        Ok(Kern(mut session)) => {
+            if let Some(cache) = cache {
+                cache.bring_up_to_date(key, &mut session);
+            }
+            Ok(Some(session))
+        }
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(map_error("read a session")(error)),
+    }
+}
+
+/// Never 0, top bit clear.
+#[must_use]
+pub(crate) fn next_epoch(epoch: u32) -> u32 {
+    match (epoch & !nat_common::rules::control::EPOCH_ALONE).wrapping_add(1) {
+        0 | nat_common::rules::control::EPOCH_ALONE => 1,
+        next => next,
+    }
+}
+
+/// 16 bits, never 0.
+#[must_use]
+pub(crate) fn next_generation(generation: u32) -> u32 {
+    match (generation + 1) & 0xffff {
+        0 => 1,
+        next => next,
+    }
+}
+
+/// Ticks per second: the kernel's jiffies, whose length the coarse clock's resolution is.
+///
+/// # Errors
+/// Where the clock cannot be asked; none is expected.
+pub fn ticks_per_second() -> std::io::Result<u32> {
+    let mut resolution = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live timespec.
+    let result = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut resolution) };
+    if result != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let nanoseconds = resolution.tv_sec * 1_000_000_000 + resolution.tv_nsec;
+    Ok(u32::try_from(1_000_000_000 / nanoseconds.max(1)).unwrap_or(1000).max(1))
+}
+
+pub(crate) fn map_error(what: &'static str) -> impl FnOnce(MapError) -> DatapathError {
+    move |error| DatapathError::bpf(what, error)
+}
+
+fn pinned<E>(result: Result<(), E>, path: &Path) -> Result<()>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    result.map_err(|error| DatapathError::bpf(format!("pin {}", path.display()), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_and_generations_advance_and_never_become_zero() {
+        assert_eq!(next_epoch(0), 1);
+        assert_eq!(next_epoch(7), 8);
+        assert_eq!(next_epoch(0x7fff_ffff), 1);
+        assert_eq!(next_epoch(0x8000_0007), 8, "an epoch of the dataplane's own is taken back");
+        assert_eq!(next_generation(0), 1);
+        assert_eq!(next_generation(0xffff), 1);
+    }
+
+    #[test]
+    fn the_tick_is_one_of_the_lengths_that_linux_is_built_with() {
+        let ticks = ticks_per_second().expect("the coarse clock");
+        assert!([100, 250, 300, 1000].contains(&ticks), "{ticks} ticks per second");
+    }
+}

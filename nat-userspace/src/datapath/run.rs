@@ -1,0 +1,111 @@
+//! Programs that this process runs itself, by `BPF_PROG_TEST_RUN`: the reaper and the emitter.
+
+use aya::{
+    Ebpf,
+    programs::{TestRun as _, TestRunAttrs, TestRunOptions},
+};
+use bytemuck::{Pod, Zeroable};
+use nat_common::{
+    flow::FlowKey,
+    maps,
+    stage::{ReapRequest, request},
+};
+
+use super::{error::DatapathError, load::xdp};
+
+/// The kernel's `struct xdp_md`, by which a test run names the receiving interface.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct XdpContext {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+impl XdpContext {
+    fn new(length: usize, ifindex: u32) -> Result<Self, DatapathError> {
+        let data_end = u32::try_from(length).map_err(|_| DatapathError::Call {
+            what: "run a program on a frame".to_owned(),
+            source: std::io::ErrorKind::FileTooLarge.into(),
+        })?;
+        let ingress_ifindex = ifindex;
+        Ok(Self { data_end, ingress_ifindex, ..Self::zeroed() })
+    }
+}
+
+/// Result of a program run on one frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunResult {
+    /// `XDP_PASS` and so on.
+    pub action: u32,
+    pub frame: Vec<u8>,
+}
+
+/// Current ticks as the programs count them: the low 32 bits of the kernel's jiffies.
+pub(super) fn now(bpf: &Ebpf) -> Result<u32, DatapathError> {
+    let (_, answer) = ask(bpf, request::NOW, &[])?;
+    Ok(answer.count)
+}
+
+/// Asks the reaper to end sessions, in groups of its size. Returns how many ended.
+pub(super) fn reap(bpf: &Ebpf, op: u32, keys: &[FlowKey]) -> Result<u32, DatapathError> {
+    let mut ended = 0;
+    for group in keys.chunks(request::BATCH) {
+        ended += ask(bpf, op, group)?.0;
+    }
+    Ok(ended)
+}
+
+/// The program's result, and the request as it has changed it.
+fn ask(bpf: &Ebpf, op: u32, keys: &[FlowKey]) -> Result<(u32, ReapRequest), DatapathError> {
+    let mut request = ReapRequest { op, count: keys.len() as u32, ..ReapRequest::zeroed() };
+    for (slot, key) in request.keys.iter_mut().zip(keys) {
+        *slot = *key;
+    }
+    let mut answer = ReapRequest::zeroed();
+    let result = xdp(bpf, maps::REAPER_PROGRAM)?
+        .test_run(TestRunOptions {
+            data_in: Some(bytemuck::bytes_of(&request)),
+            data_out: Some(bytemuck::bytes_of_mut(&mut answer)),
+            ..TestRunOptions::default()
+        })
+        .map_err(|error| DatapathError::bpf("run the reaper", error))?;
+    Ok((result.return_value, answer))
+}
+
+/// Sends a frame out of an interface of the gateway. The frame has no more than about 3,500 bytes.
+pub(super) fn emit(bpf: &Ebpf, ifindex: u32, frame: &[u8]) -> Result<(), DatapathError> {
+    let context = XdpContext::new(frame.len(), ifindex)?;
+    xdp(bpf, maps::EMIT_PROGRAM)?
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(bytemuck::bytes_of(&context)),
+            // Frames are really sent only in this mode (Linux 5.18).
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::default()
+        })
+        .map(drop)
+        .map_err(|error| {
+            DatapathError::bpf(format!("send a frame out of interface {ifindex}"), error)
+        })
+}
+
+/// Runs the entry program on a frame as if it had come from an interface; nothing is sent.
+pub(super) fn entry(bpf: &Ebpf, ifindex: u32, frame: &[u8]) -> Result<RunResult, DatapathError> {
+    const ROOM: usize = 16 * 1024;
+    let context = XdpContext::new(frame.len(), ifindex)?;
+    let mut out = vec![0; frame.len() + ROOM];
+    let result = xdp(bpf, maps::ENTRY_PROGRAM)?
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(bytemuck::bytes_of(&context)),
+            ..TestRunOptions::default()
+        })
+        .map_err(|error| DatapathError::bpf("run the entry program", error))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(RunResult { action: result.return_value, frame: out })
+}

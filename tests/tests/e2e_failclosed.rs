@@ -1,0 +1,199 @@
+//! The guarantee: no packet with a protected source leaves a public interface, whatever it is,
+//! whether the gateway runs, was stopped or was killed, until it is detached.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result};
+use nat_tests::frames::{Path, mutated, untranslatable};
+use nat_tests::stream::{Stream, echo_server};
+use nat_tests::wiring::{QUIET, SOON, Wiring, at_server};
+use rstest::rstest;
+use xtask::lab::{
+    Frame, GATEWAY_PRIVATE, Lab, LabOptions, SERVER, Sniffer, client_address, dns, send_frames,
+};
+
+/// What the daemon is doing when the frames come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Daemon {
+    Running,
+    Stopped,
+    Killed,
+}
+
+/// A lab whose host forwards by itself: what the gateway lets through, leaves.
+fn lab(wiring: Wiring) -> Result<Lab> {
+    wiring.lab_with(LabOptions { ip_forward: true, gro: false, ..LabOptions::default() })
+}
+
+/// The frames of a recording outside that must not be there.
+fn leaks(lab: &Lab, frames: Vec<Frame>) -> Result<Vec<Frame>> {
+    let gateway = lab.gateway().interface(lab.public_interface())?.mac;
+    let eip = lab.eip();
+    let protected = |address: Ipv4Addr| {
+        address.octets()[..3] == [10, 0, 1] && address != GATEWAY_PRIVATE && address != eip
+    };
+    let is_leak = |frame: &Frame| {
+        let from_gateway = !frame.outgoing && frame.bytes.get(6..12) == Some(&gateway);
+        // Of an ICMP error: source and destination of what it quotes.
+        let quotes = frame.protocol() == Some(1)
+            && frame.ipv4().is_some_and(|packet| {
+                let error = packet.get(20).is_some_and(|kind| matches!(kind, 3 | 4 | 5 | 11 | 12));
+                let address = |at: usize| {
+                    let four: Option<[u8; 4]> = packet.get(at..at + 4)?.try_into().ok();
+                    four.map(Ipv4Addr::from)
+                };
+                let quoted = [address(28 + 12), address(28 + 16)];
+                error && quoted.into_iter().flatten().any(protected)
+            });
+        from_gateway && (frame.source().is_some_and(protected) || quotes)
+    };
+    Ok(frames.into_iter().filter(is_leak).collect())
+}
+
+/// Sends frames from client 1 while client 2 goes on with its work, if it can.
+fn send_beside(lab: &Lab, frames: &[Vec<u8>], names: Option<u16>) -> Result<()> {
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| send_frames(lab.client(1), "eth0", frames));
+        if let Some(port) = names {
+            let mut rounds = 0;
+            while rounds == 0 || !sending.is_finished() {
+                let exchanges = dns::exchange(lab.client(2), at_server(port), 1000, SOON)?;
+                assert_eq!((exchanges.sent, exchanges.lost()), (1000, 0), "round {rounds}");
+                rounds += 1;
+            }
+        }
+        sending.join().expect("the sender does not panic")
+    })
+}
+
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn twenty_thousand_broken_frames_leave_no_protected_source_outside(
+    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Daemon::Running, Daemon::Stopped, Daemon::Killed)] daemon: Daemon,
+) -> Result<()> {
+    let lab = lab(wiring)?;
+    echo_server(lab.server(), 7)?;
+    let names = dns::DnsServer::start(lab.server(), 53)?;
+    let path = Path::outward(&lab)?;
+    let (router, interface) = lab.outside();
+    let outside = Sniffer::start(router, interface)?;
+    let mut gateway = lab.start_natgw(&lab.config())?;
+    let stream = Stream::start(lab.client(2), at_server(7))?;
+    match daemon {
+        Daemon::Running => {}
+        Daemon::Stopped => assert!(gateway.sigterm()?.success()),
+        Daemon::Killed => assert!(!gateway.sigkill()?.success()),
+    }
+    let frames = mutated(&path, 20_000, 0x6e61_7467_7721);
+    let translating = daemon != Daemon::Stopped;
+    send_beside(&lab, &frames, translating.then_some(names.port()))?;
+    if translating {
+        stream.finish()?;
+    }
+    outside.settle(QUIET)?;
+    let leaks = leaks(&lab, outside.stop()?)?;
+    assert!(leaks.is_empty(), "{} leaks, first {:02x?}", leaks.len(), leaks[0]);
+    Ok(())
+}
+
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn no_kind_of_stateless_or_malformed_packet_leaves_untranslated(
+    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Daemon::Running, Daemon::Stopped, Daemon::Killed)] daemon: Daemon,
+) -> Result<()> {
+    let lab = lab(wiring)?;
+    let path = Path::outward(&lab)?;
+    let mut gateway = lab.start_natgw(&lab.config())?;
+    match daemon {
+        Daemon::Running => {}
+        Daemon::Stopped => assert!(gateway.sigterm()?.success()),
+        Daemon::Killed => assert!(!gateway.sigkill()?.success()),
+    }
+    let (router, interface) = lab.outside();
+    for (kind, frame) in untranslatable(&path) {
+        let outside = Sniffer::start(router, interface)?;
+        send_frames(lab.client(1), "eth0", &[frame])?;
+        // Once this is answered, the gateway and its host have dealt with the frame before it.
+        lab.client(1).check(["ping", "-n", "-c", "1", "-W", "5", "10.0.1.1"])?;
+        outside.settle(std::time::Duration::from_millis(20))?;
+        let leaks = leaks(&lab, outside.stop()?)?;
+        assert!(leaks.is_empty(), "{kind}: {:02x?}", leaks[0]);
+    }
+    Ok(())
+}
+
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn the_guard_counts_what_it_stops_while_the_gateway_is_stopped(
+    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+) -> Result<()> {
+    const FRAMES: usize = 100;
+    let lab = lab(wiring)?;
+    let path = Path::outward(&lab)?;
+    let mut gateway = lab.start_natgw(&lab.config())?;
+    let before = gateway.counter("packets_guarded")?;
+    assert!(gateway.sigterm()?.success());
+    let host = Sniffer::start(lab.gateway(), lab.private_interface())?;
+    let (router, interface) = lab.outside();
+    let outside = Sniffer::start(router, interface)?;
+    let frames: Vec<_> = (0..FRAMES).map(|n| path.udp(5000 + n as u16, 9, b"private")).collect();
+    send_frames(lab.client(1), "eth0", &frames)?;
+    host.wait_for_count(SOON, FRAMES, |frame| {
+        !frame.outgoing && frame.destination() == Some(SERVER)
+    })
+    .context("the host gets them: nothing translates any more")?;
+    outside.settle(QUIET)?;
+    assert_eq!(leaks(&lab, outside.stop()?)?.len(), 0);
+
+    let gateway = lab.start_natgw(&lab.config())?;
+    assert_eq!(gateway.counter("packets_guarded")? - before, FRAMES as u64);
+    Ok(())
+}
+
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn detach_takes_everything_off_and_gives_the_host_back_its_settings(
+    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Daemon::Stopped, Daemon::Killed)] daemon: Daemon,
+) -> Result<()> {
+    let lab = wiring.lab_with(LabOptions { gro: false, ..LabOptions::default() })?;
+    let path = Path::outward(&lab)?;
+    let interfaces = [lab.private_interface(), lab.public_interface()];
+    let settings = || -> Result<Vec<String>> {
+        let each = interfaces.map(|name| format!("net.ipv4.conf.{name}.forwarding"));
+        let keys = each.iter().map(String::as_str).chain(["net.ipv4.ip_forward"]);
+        keys.map(|key| lab.gateway().read_sysctl(key)).collect()
+    };
+    let before = settings()?;
+    let mut gateway = lab.start_natgw(&lab.config())?;
+    assert_ne!(settings()?, before, "the gateway turns forwarding on");
+    assert!(lab.pins_dir().exists());
+    match daemon {
+        Daemon::Killed => drop(gateway.sigkill()?),
+        _ => drop(gateway.sigterm()?),
+    }
+    gateway.detach()?;
+    assert_eq!(settings()?, before);
+    assert!(!lab.pins_dir().exists(), "{} is left", lab.pins_dir().display());
+    for interface in interfaces {
+        let shown = lab.gateway().check(["ip", "-d", "link", "show", "dev", interface])?;
+        assert!(!shown.contains("xdp"), "{shown}");
+    }
+    let left: Vec<_> = std::fs::read_dir(lab.state_dir())?.flatten().collect();
+    assert!(
+        left.iter().all(|entry| entry.path().extension().is_none_or(|e| e != "sock")),
+        "{left:?}"
+    );
+
+    // The guard is gone as well: the host forwards what it is told to.
+    lab.gateway().sysctl("net.ipv4.ip_forward", "1")?;
+    let (router, interface) = lab.outside();
+    let outside = Sniffer::start(router, interface)?;
+    send_frames(lab.client(1), "eth0", &[path.udp(5000, 9, b"in the open")])?;
+    outside.wait_for(SOON, |frame| {
+        frame.source() == Some(client_address(1)) && frame.destination() == Some(SERVER)
+    })?;
+    Ok(())
+}

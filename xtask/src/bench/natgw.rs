@@ -1,0 +1,260 @@
+//! The system under test: the real daemon, in the gateway's namespace.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::namespace::{Namespace, command_in};
+use crate::workspace;
+
+/// The one pool address.
+pub(super) const POOL: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+
+/// Names the binary to measure.
+const BINARY: &str = "NATGW_BIN";
+/// Beside the usual: what each sweep has cost.
+const LOG: &str = "info,nat_userspace::expire=debug";
+const START: Duration = Duration::from_secs(60);
+const STOP: Duration = Duration::from_secs(15);
+
+/// The binary that the environment names.
+pub(super) fn named() -> Option<PathBuf> {
+    std::env::var_os(BINARY).map(PathBuf::from)
+}
+
+/// The binary to measure, or why there is none.
+pub(super) fn binary() -> Result<PathBuf, String> {
+    let path = named().unwrap_or_else(|| workspace::target_dir().join("release/natgw"));
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(format!(
+            "{} does not exist; `cargo xtask bench` builds it, or name another in {BINARY}",
+            path.display()
+        ))
+    }
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub(super) struct Natgw {
+    child: Child,
+    binary: PathBuf,
+    name: String,
+    directory: PathBuf,
+    /// Its network namespace.
+    gateway: File,
+    /// What it logs from now on.
+    lines: Receiver<String>,
+}
+
+/// What one sweep over all sessions has cost the daemon.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sweep {
+    /// Entries of the session table, two a session.
+    pub entries: u64,
+    pub cpu_ms: f64,
+    pub longest_ms: f64,
+}
+
+impl Natgw {
+    /// Starts the daemon and waits until it says that it is ready.
+    pub(super) fn start(
+        binary: &Path,
+        gateway: &Namespace,
+        xdp_mode: &str,
+        sessions: u32,
+    ) -> Result<Self> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let name = format!("bench-{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(format!("natgw-{name}"));
+        std::fs::create_dir_all(&directory)?;
+        let file = directory.join("natgw.toml");
+        std::fs::write(&file, configuration(&name, &directory, sessions))?;
+        let child = gateway
+            .command(binary)
+            .arg("run")
+            .arg("-c")
+            .arg(&file)
+            .args(["--xdp-mode", xdp_mode])
+            .env("RUST_LOG", LOG)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {}", binary.display()))?;
+        let (binary, gateway) = (binary.to_owned(), gateway.file()?);
+        let (sender, lines) = mpsc::channel();
+        let mut natgw = Self { child, binary, name, directory, gateway, lines };
+        natgw.wait_until_ready(sender)?;
+        Ok(natgw)
+    }
+
+    fn wait_until_ready(&mut self, sender: Sender<String>) -> Result<()> {
+        let log = self.child.stderr.take().context("no log")?;
+        // Reads on to the daemon's end, so that it never blocks on a full pipe.
+        std::thread::spawn(move || {
+            for line in BufReader::new(log).lines().map_while(Result::ok) {
+                drop(sender.send(line));
+            }
+        });
+        let deadline = Instant::now() + START;
+        let mut said = String::new();
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.contains("ready") => return Ok(()),
+                Ok(line) => said = said + &line + "\n",
+                Err(problem) => bail!("natgw did not become ready ({problem}); it said:\n{said}"),
+            }
+        }
+    }
+
+    pub(super) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops the daemon where it stands; the dataplane goes on.
+    pub(super) fn pause(&self) -> Result<()> {
+        Ok(kill(self.pid(), Signal::SIGSTOP)?)
+    }
+
+    /// Lets it go on.
+    pub(super) fn resume(&self) -> Result<()> {
+        Ok(kill(self.pid(), Signal::SIGCONT)?)
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// The next sweep over all sessions that it reports, since its start or the last one asked
+    /// for.
+    pub(super) fn next_sweep(&self, patience: Duration) -> Result<Sweep> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let line = self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+                .context("natgw reports no sweep")?;
+            if let Some(sweep) = Sweep::parse(&line) {
+                return Ok(sweep);
+            }
+        }
+    }
+
+    /// Ends all sessions.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.ask(&["flows", "flush"])
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Result<()> {
+        let output = command_in(&self.gateway, &self.binary)
+            .args(arguments)
+            .args(["--name", &self.name, "--state-dir"])
+            .arg(&self.directory)
+            .output()?;
+        let problem = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "natgw {}: {problem}", arguments.join(" "));
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        kill(self.pid(), Signal::SIGTERM)?;
+        let deadline = Instant::now() + STOP;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                self.child.kill()?;
+                self.child.wait()?;
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.ask(&["detach"])
+    }
+}
+
+impl Sweep {
+    /// The daemon's line "sweep: 2000000 entries, 95.125 ms of CPU in 489 slices, the longest
+    /// 0.713 ms, …"; nothing of any other.
+    fn parse(line: &str) -> Option<Self> {
+        let (_, told) = line.split_once("sweep: ")?;
+        let before = |unit: &str| told.split_once(unit)?.0.split_whitespace().last()?.parse().ok();
+        let (_, longest) = told.split_once("the longest ")?;
+        Some(Self {
+            entries: before(" entries")? as u64,
+            cpu_ms: before(" ms of CPU")?,
+            longest_ms: longest.split_whitespace().next()?.parse().ok()?,
+        })
+    }
+}
+
+impl Drop for Natgw {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!(
+                "could not clean up after natgw ({error:#}); try: natgw detach --name {} --state-dir {}",
+                self.name,
+                self.directory.display()
+            );
+            return;
+        }
+        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
+            eprintln!("could not remove {}: {error}", self.directory.display());
+        }
+    }
+}
+
+fn configuration(name: &str, directory: &Path, sessions: u32) -> String {
+    let directory = directory.display();
+    format!(
+        r#"[gateway]
+name      = "{name}"
+public    = ["n1"]
+private   = ["n0"]
+sessions  = {sessions}
+state_dir = "{directory}"
+
+[[pool]]
+name      = "default"
+addresses = ["{POOL}"]
+
+[[snat]]
+source = ["10.0.0.0/8"]
+pool   = "default"
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Sweep;
+
+    #[test]
+    fn the_daemons_line_about_a_sweep_is_understood() {
+        let line = "[DEBUG] sweep: 2000000 entries, 95.125 ms of CPU in 489 slices, the longest \
+                    0.713 ms, 3 ended";
+        let sweep = Sweep::parse(line).expect("a sweep");
+        assert_eq!((sweep.entries, sweep.cpu_ms, sweep.longest_ms), (2_000_000, 95.125, 0.713));
+    }
+
+    #[test]
+    fn other_lines_are_no_sweeps() {
+        assert!(Sweep::parse("[INFO] ready: 1 public, 1 private").is_none());
+    }
+}
