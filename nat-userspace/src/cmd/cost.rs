@@ -65,7 +65,8 @@ pub(super) fn execute(
 fn cost(counters: &Counters, counted: Counted, args: &CostArgs) -> Cost {
     let bytes = counters.bytes_out_to_destination + counters.bytes_out_to_source;
     let hours = counted.seconds as f64 / 3600.0;
-    let billed_hours = counted.seconds.div_ceil(3600);
+    // Begun with its first packet, long before a whole second is counted.
+    let billed_hours = counted.seconds.div_ceil(3600).max(1);
     let gigabytes = bytes as f64 / BYTES;
     let managed_hours = billed_hours as f64 * args.hour_price;
     let managed_data = gigabytes * args.gb_price;
@@ -133,6 +134,7 @@ mod tests {
             bytes_in_from_source: 77,
             ..Counters::default()
         };
+        assert_eq!(cost(&counters, Counted { seconds: 0 }, &args).billed_hours, 1);
         let cost = cost(&counters, Counted { seconds: 5400 }, &args);
         let near = |is: f64, wanted: f64| assert!((is - wanted).abs() < 1e-9, "{is} {wanted}");
         near(cost.managed_hours, 0.09);
