@@ -42,7 +42,7 @@ fn main() -> Result<()> {
             .try_for_each(|object| fs::write(out.join(object), []))
             .context("cannot write the empty BPF objects");
     }
-    let toolchain = env::var(TOOLCHAIN).ok();
+    let toolchain = env::var(TOOLCHAIN).ok().filter(|name| !name.is_empty());
     require_tools(toolchain.is_none())?;
     for name in OBJECTS {
         let built = compile(name, &out.join("bpf"), toolchain.as_deref())?;

@@ -227,6 +227,12 @@ pub fn run_tests(filters: &[String]) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// Name of the test executable that a command of [`run_tests`] starts: a filter for it.
+pub fn executable(command: &str) -> Option<String> {
+    let path = command.split_whitespace().next()?;
+    Some(path.strip_prefix("/tests/")?.to_owned())
+}
+
 /// Whether a test executable says that it passed without having run a test.
 fn ran_no_test(output: &str) -> bool {
     output.lines().any(|line| line.starts_with("test result: ok. 0 passed;"))
@@ -325,6 +331,13 @@ mod tests {
     fn a_filter_chooses_executables_and_tests_in_them() {
         let chosen = lines(&["prog_tcp", "e2e_forward:one_armed"]);
         assert_eq!(chosen, ["/tests/prog_tcp", "/tests/e2e_forward one_armed"]);
+    }
+
+    #[test]
+    fn the_executable_of_a_command_is_a_filter_that_chooses_it() {
+        let name = executable("/tests/prog_tcp --include-ignored").unwrap();
+        assert_eq!(lines(&[&name]), ["/tests/prog_tcp"]);
+        assert_eq!(executable("/bin/true"), None);
     }
 
     #[test]
