@@ -12,6 +12,7 @@ use nat_common::{
     counters::Counters,
     host::packet::Packet,
     maps,
+    session::SessionImage,
     trace::{inserted, kind},
     verdict::{DropReason, Verdict},
 };
@@ -19,7 +20,7 @@ use nat_tests::{
     generator::{Generator, OTHER_REMOTE, POOL, REMOTE, rules},
     kernel::{Arms, HOST, Kernel, OTHER_HOST, action},
 };
-use nat_userspace::datapath::{Traced, Tracer};
+use nat_userspace::datapath::{Traced, Tracer, ticks_per_second};
 use rstest::rstest;
 
 const SESSIONS: u32 = 16384;
@@ -70,6 +71,7 @@ struct State {
     permits: BTreeMap<[u8; 12], [u8; 4]>,
     hosts: BTreeMap<[u8; 8], [u8; 40]>,
     busy: BTreeMap<[u8; 12], [u8; 8 + 16 * 8 + 16 * 64 * 8]>,
+    fragments: BTreeMap<[u8; 12], [u8; 20]>,
     counters: Vec<u8>,
 }
 
@@ -82,6 +84,7 @@ impl State {
             permits: table(directory, maps::PERMITS)?,
             hosts: table(directory, maps::HOSTS)?,
             busy: table(directory, maps::BUSY_PORTS)?,
+            fragments: table(directory, maps::FRAGMENTS)?,
             counters: bytes_of(&kernel.counters()?).to_vec(),
         })
     }
@@ -135,12 +138,72 @@ fn trace_and_dataplane_agree_on_every_frame_and_trace_changes_nothing(
     }
     assert!(verdicts.len() > 12, "the frames are of many kinds: {verdicts:?}");
 
+    // The first datagram's fragments have passed, the second's are only asked about.
+    for id in [1, 2] {
+        let data = vec![0; 3000];
+        let datagram = Packet { data, id, ..Packet::udp((HOST, 5000), (REMOTE, 53)) };
+        for fragment in datagram.fragments(1480) {
+            if id == 1 {
+                kernel.receive(kernel.inside, &fragment)?;
+            }
+            frames.extend(vec![(kernel.inside, fragment); 5]);
+        }
+    }
+
     let before = State::of(&kernel)?;
     assert!(before.sessions.len() > 100, "{} entries", before.sessions.len());
+    assert!(!before.fragments.is_empty(), "a first fragment has left a note");
     for (ingress, frame) in frames.iter().step_by(5) {
         tracer.trace(*ingress, frame)?;
     }
     assert!(State::of(&kernel)? == before, "traces have changed a table");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test prog"]
+fn a_session_that_only_the_flow_cache_has_seen_lately_is_told_to_live() -> Result<()> {
+    let kernel = Kernel::start(Arms::Two, "", &rules(""), SESSIONS)?;
+    let mut tracer = kernel.datapath.tracer().load()?;
+    let out = Packet::udp((HOST, 5000), (REMOTE, 53)).frame();
+    let back = Packet::udp((REMOTE, 53), (POOL, 5000)).frame();
+    // Made, entered into the cache, and found there.
+    for _ in 0..3 {
+        kernel.receive(kernel.inside, &out)?;
+        kernel.receive(kernel.outside, &back)?;
+    }
+    let ages = |seconds| age_by(&kernel, seconds * ticks_per_second()?);
+    ages(400)?;
+    for (ingress, frame) in [(kernel.outside, &back), (kernel.inside, &out)] {
+        let before = State::of(&kernel)?;
+        let told = tracer.trace(ingress, frame)?;
+        assert!(State::of(&kernel)? == before, "a trace has changed a table");
+        let session = told.log.notes.iter().find(|note| note.kind == kind::SESSION);
+        assert_eq!(session.map(|note| note.answer), Some(1), "the session is told");
+        assert!(told.log.notes.iter().all(|note| note.kind != kind::SESSION_END));
+        agree(&kernel, &mut tracer, ingress, frame)?;
+    }
+    // Without a slot the table's word holds.
+    let tcp = Packet::tcp((HOST, 5001), (REMOTE, 80), 2).frame();
+    kernel.receive(kernel.inside, &tcp)?;
+    ages(400)?;
+    let answer = Packet::tcp((REMOTE, 80), (POOL, 5001), 18).frame();
+    let told = agree(&kernel, &mut tracer, kernel.outside, &answer)?;
+    assert_eq!(told.log.verdict(), Some(Verdict::Drop(DropReason::Unsolicited)));
+    Ok(())
+}
+
+/// Has every entry of the session table be so many ticks older. The cache is left as it is.
+fn age_by(kernel: &Kernel, ticks: u32) -> Result<()> {
+    let path = kernel.directory().join(maps::SESSIONS);
+    let map = Map::from_map_data(MapData::from_pin(path)?)?;
+    let mut map: HashMap<_, [u8; 16], [u8; 64]> = map.try_into()?;
+    for (key, mut value) in map.iter().collect::<Result<Vec<_>, _>>()? {
+        let session: &mut SessionImage = bytemuck::from_bytes_mut(&mut value);
+        let word = session.word();
+        session.word = word.with_seen(word.seen().wrapping_sub(ticks)).0;
+        map.insert(key, value, 0)?;
+    }
     Ok(())
 }
 

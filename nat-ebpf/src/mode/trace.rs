@@ -12,7 +12,7 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use nat_common::{
-    cache::Slot,
+    cache::{self, Slot},
     counters::Counters,
     env::{Atomics, Clock, InsertError, Network, Route, RouteQuery, Tables},
     event::Event,
@@ -104,6 +104,15 @@ macro_rules! drafted {
         }
         shared!($drafts[$key] as $image => $type)
     }};
+}
+
+/// Gives a draft the time of the flow cache. On its own, for its caller has no register to spare
+/// (Linux 6.1 loses the bounds of what is kept on the stack).
+#[inline(never)]
+fn date(key: &FlowKey, draft: &Session) {
+    if let Some(control) = Kernel::OUTSIDE.control() {
+        cache::date(&Kernel::OUTSIDE, control, key, draft);
+    }
 }
 
 const NOEXIST: u64 = BPF_NOEXIST as u64;
@@ -329,7 +338,16 @@ impl Tables for Env {
 
     #[inline(always)]
     fn session(&self, key: &FlowKey) -> Option<&Session> {
-        let found = drafted!(SESSIONS / SESSION_DRAFTS[key] as SessionImage => Session);
+        let fresh = match SESSIONS.get_ptr(key) {
+            // SAFETY: as `drafted`.
+            Some(real) => SESSION_DRAFTS.insert(key, unsafe { &*real }, NOEXIST).is_ok(),
+            None => false,
+        };
+        let found = shared!(SESSION_DRAFTS[key] as SessionImage => Session);
+        // What the cache has not told its session yet, the draft has to know from the beginning.
+        if fresh && let Some(draft) = found {
+            date(key, draft);
+        }
         // Removed within this packet: a word of 0 is never stored.
         let found = found.filter(|session| session.word.get() != 0);
         if let Some(note) = note(kind::SESSION) {
@@ -381,7 +399,7 @@ impl Tables for Env {
         }
     }
 
-    /// A trace looks at the session itself: the cache says nothing else, only sooner.
+    /// A trace looks at the session itself, whose draft has what the cache knows of it.
     #[inline(always)]
     fn slot(&self, _index: u32) -> Option<&Slot> {
         None
