@@ -292,7 +292,7 @@ pub enum ForwardCommand {
     /// Add a forward
     Add(ForwardArgs),
     /// Remove a forward
-    Remove(ForwardArgs),
+    Remove(ForwardRemoveArgs),
 }
 
 #[derive(Debug, Args)]
@@ -318,6 +318,24 @@ impl ForwardArgs {
     pub fn forward(&self) -> Forward {
         Forward { protocol: self.protocol, public: self.public, private: self.private }
     }
+}
+
+#[derive(Debug, Args)]
+pub struct ForwardRemoveArgs {
+    /// tcp or udp
+    #[arg(long, value_parser = transport)]
+    pub protocol: Protocol,
+    /// Where it is reached from outside
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub public: Endpoints,
+    /// Where it leads to; may be left out, for there is one at most
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub private: Option<Endpoints>,
+    /// Also write the change into the configuration file
+    #[arg(long)]
+    pub save: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Debug, Args)]

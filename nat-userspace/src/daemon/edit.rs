@@ -184,7 +184,7 @@ pub(super) fn forward_remove(
     saved.write()
 }
 
-/// The configuration without a pool address, where it can do without, and the pool's name.
+/// The configuration without a pool address, where no forward needs it, and the pool's name.
 fn without_address(config: &Config, change: &EipChange) -> Result<(Config, String), ControlError> {
     let address = change.address;
     let mut config = config.clone();
@@ -196,13 +196,12 @@ fn without_address(config: &Config, change: &EipChange) -> Result<(Config, Strin
         .ok_or_else(|| {
             ControlError::NotFound(format!("no pool has {address}; natgw eip list shows them"))
         })?;
-    if pool.addresses.len() == 1 {
-        return Err(refused(format!(
-            "{address} is the last address of pool \"{}\"; add another one first",
-            pool.name
-        )));
-    }
+    // Its last one too: who takes an address away knows why. New sessions are drops with the
+    // reason `no_address` then.
     pool.addresses.retain(|it| it.address != address);
+    if pool.addresses.is_empty() {
+        log::warn!("pool \"{}\" has no address left without {address}", pool.name);
+    }
     let name = pool.name.clone();
     if let Some(forward) = config.forwards.iter().find(|it| it.public.address == address) {
         return Err(refused(format!(
