@@ -22,7 +22,9 @@ pub enum Purpose {
     Build,
     /// `cargo xtask run` without arguments.
     Lab,
-    /// The program and end-to-end tiers of `cargo xtask test`.
+    /// `cargo xtask test prog`.
+    Programs,
+    /// `cargo xtask test e2e`, and the benches.
     Tests,
     /// rustfmt and clippy, for the host tier.
     Checks,

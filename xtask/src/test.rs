@@ -92,7 +92,7 @@ fn run(tier: Tier, filters: &[String], tally: &mut Tally) -> Result<Ran> {
     }
     let purposes: &[Purpose] = match tier {
         Tier::Host => &[Purpose::Build, Purpose::Checks],
-        Tier::Prog => &[Purpose::Build],
+        Tier::Prog => &[Purpose::Build, Purpose::Programs],
         Tier::E2e => &[Purpose::Build, Purpose::Lab, Purpose::Tests],
         Tier::Kernel61 => &[Purpose::Build, Purpose::OldKernel],
     };

@@ -13,6 +13,7 @@ use crate::workspace::{find_program, run};
 const BUILD: &[(&str, &str)] = &[("cc", "gcc")];
 const LAB: &[(&str, &str)] =
     &[("ip", "iproute2"), ("ethtool", "ethtool"), ("curl", "curl"), ("ping", "iputils-ping")];
+const PROGRAMS: &[(&str, &str)] = &[("bpftool", "bpftool"), ("ip", "iproute2")];
 const TESTS: &[(&str, &str)] = &[
     ("arping", "iputils-arping"),
     ("iperf3", "iperf3"),
@@ -42,6 +43,7 @@ pub(super) fn missing(purposes: &[Purpose]) -> Option<Step> {
     let lists = purposes.iter().map(|purpose| match purpose {
         Purpose::Build => BUILD,
         Purpose::Lab => LAB,
+        Purpose::Programs => PROGRAMS,
         Purpose::Tests => TESTS,
         Purpose::Checks => &[],
         Purpose::OldKernel => OLD_KERNEL,
