@@ -12,14 +12,17 @@ use crate::{
     event::Event,
     flow::FlowKey,
     net::{Ip4, Mac, Port},
-    port::{BusyKey, PortSet},
+    port::{BusyKey, PortSet, PortSetImage},
     record::FlowRecord,
+    refusal::{Refusal, RefusedPorts},
     rules::{
         Address, Control, Forward, ForwardKey, HostAddress, Interface, OneToOne, OneToOneKey, Pool,
         PublicAddress, SnatRule,
     },
-    session::{Binding, BindingImage, BindingKey, Host, HostKey, PermitKey, Session, SessionImage},
-    stage::{FragmentEntry, FragmentKey, Handoff},
+    session::{
+        Binding, BindingImage, BindingKey, Host, HostKey, PermitKey, Session, SessionImage, Word,
+    },
+    stage::{FragmentEntry, FragmentKey, Handoff, seek::Search},
 };
 
 /// Bytes that are summed at most: the verifier walks through every length there may be.
@@ -114,8 +117,32 @@ pub trait Tables {
 
     /// Free ports of a busy destination.
     fn busy(&self, key: &BusyKey) -> Option<&PortSet>;
-    /// Starts tracking a destination, from row `template`.
+    /// Starts tracking a destination, from row `template`; one that nobody asks for any more gives way.
     fn busy_insert(&self, key: &BusyKey, template: u32);
+    fn port_template(&self, row: u32) -> Option<&PortSetImage>;
+    /// Goes on with `search`, round by round, until it is done.
+    fn seek(&self, search: &mut Search<'_>);
+    /// Word of a session entry, if that is all one wants to know.
+    #[inline(always)]
+    fn session_word(&self, key: &FlowKey) -> Option<Word> {
+        Some(self.session(key)?.word())
+    }
+    /// The endpoint on the other side of a binding.
+    #[inline(always)]
+    fn bound(&self, key: &BindingKey) -> Option<(Ip4, Port)> {
+        self.binding(key).map(|binding| (binding.address, binding.port))
+    }
+
+    /// Whether a binding has no session left and has rested.
+    #[inline(always)]
+    fn is_idle(&self, key: &BindingKey, hold: u32, now: u32) -> bool {
+        self.binding(key).is_some_and(|binding| binding.is_idle(hold, now))
+    }
+
+    /// A place of what was refused a moment ago.
+    fn refusal(&self, place: u32) -> Option<&Refusal>;
+    /// How often the address in this slot had no port left.
+    fn refused_ports(&self, slot: u32) -> Option<&RefusedPorts>;
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry>;
     /// Replaces an older entry of the same key.

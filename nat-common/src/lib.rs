@@ -30,6 +30,7 @@ pub mod net;
 pub mod parse;
 pub mod port;
 pub mod record;
+pub mod refusal;
 pub mod rules;
 pub mod session;
 pub mod stage;

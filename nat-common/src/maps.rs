@@ -3,7 +3,7 @@
 //! Pinned as `BPF_DIR/NAME/v{LAYOUT}/MAP`. A change of any type below is a new `LAYOUT`.
 
 /// Version of everything that is stored in pinned maps.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 pub const CONTROL: &str = "control";
 pub const COUNTERS: &str = "counters";
@@ -28,6 +28,8 @@ pub const PORT_TEMPLATES: &str = "port_templates";
 pub const FRAGMENTS: &str = "fragments";
 pub const EVENTS: &str = "events";
 pub const RECORDS: &str = "records";
+/// By slot of the address table; see [`crate::refusal::RefusedPorts`].
+pub const REFUSED_PORTS: &str = "refused_ports";
 /// Programs of the later stages; per generation of the programs, so it carries no fixed pin name.
 pub const STAGES: &str = "stages";
 pub const DRAFT: &str = "draft";
@@ -43,7 +45,7 @@ pub const MEMBER_SLOTS: u32 = 2 * ADDRESS_SLOTS;
 pub const RULE_PREFIXES: u32 = 16384;
 /// Public ports that are forwarded, one entry each; the map is not preallocated.
 pub const FORWARD_PORTS: u32 = 262_144;
-/// Destinations whose free ports are tracked exactly.
+/// Destinations whose free ports are tracked; when there are more, those asked for last.
 pub const BUSY_DESTINATIONS: u32 = 1024;
 /// Rows of port templates: addresses with the same ranges share one, by protocol.
 pub const TEMPLATE_ROWS: u32 = 512;
@@ -79,6 +81,9 @@ pub const STAGE_PROGRAMS: &[(u32, &str)] = &[
     (stage::ACCEPT, "natgw_accept"),
     (stage::HOLD, "natgw_hold"),
     (stage::VERIFY, "natgw_verify"),
+    (stage::SEEK, "natgw_seek"),
+    (stage::SEND, "natgw_send"),
+    (stage::RECLAIM, "natgw_reclaim"),
 ];
 
 /// Entry program on every interface of the gateway (XDP).
@@ -116,5 +121,8 @@ pub mod stage {
     pub const ACCEPT: u32 = 11;
     pub const HOLD: u32 = 12;
     pub const VERIFY: u32 = 13;
-    pub const COUNT: u32 = 16;
+    pub const SEEK: u32 = 14;
+    pub const SEND: u32 = 15;
+    pub const RECLAIM: u32 = 16;
+    pub const COUNT: u32 = 32;
 }

@@ -24,13 +24,16 @@ pub struct BusyKey {
 /// One bit a port: set means taken, or not to be given out. A summary bit is set when all 64 bits
 /// of its word are, a bit of `top` when all of a summary are: a free port is found in three steps,
 /// however few there are. Bits are learnt: a port found taken is marked, a port that ends is
-/// cleared, so a fresh copy of the template converges while it is used.
+/// cleared, so a fresh copy of the template converges while it is used. What is not learnt yet, or marked
+/// though nobody has it any more, [`crate::stage::seek`] finds out.
 ///
 /// The place of a port is its [`Port::raw`]: kernels before 6.10 lose the bounds of a number that
 /// was swapped to host order, and would not have it as an index.
 #[repr(C, align(8))]
 #[derive(Debug)]
 pub struct PortSet {
+    /// When its marked ports were last looked at again (low half, ticks), and which is next.
+    pub looked: Cell<u64>,
     pub top: Cell<u64>,
     pub summary: [Cell<u64>; Self::SUMMARY],
     pub words: [[Cell<u64>; 64]; Self::SUMMARY],
@@ -50,6 +53,7 @@ pub enum Take {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub struct PortSetImage {
+    pub looked: u64,
     pub top: u64,
     pub summary: [u64; PortSet::SUMMARY],
     pub words: [[u64; 64]; PortSet::SUMMARY],
@@ -59,6 +63,7 @@ impl PortSetImage {
     /// All ports taken except the given ranges, less the ports that `reserved` names.
     pub fn template(ranges: &[(u16, u16)], mut reserved: impl FnMut(u16) -> bool) -> Self {
         let mut set = Self {
+            looked: 0,
             top: 0,
             summary: [0; PortSet::SUMMARY],
             words: [[u64::MAX; 64]; PortSet::SUMMARY],
@@ -85,6 +90,15 @@ impl PortSetImage {
             }
         }
         set
+    }
+}
+
+impl PortSetImage {
+    /// The ports that a template gives out, of the word that holds the port of this place.
+    #[inline(always)]
+    pub fn offered(&self, raw: u32) -> u64 {
+        let block = self.words.get((raw >> 12) as usize & (PortSet::SUMMARY - 1));
+        !block.and_then(|block| block.get((raw >> 6) as usize & 63)).copied().unwrap_or(u64::MAX)
     }
 }
 
@@ -181,7 +195,7 @@ const fn choose(bits: u64, random: u32) -> u32 {
     (bits.rotate_right(start).trailing_zeros() + start) & 63
 }
 
-const _: () = assert!(size_of::<PortSet>() == 8328 && size_of::<PortSetImage>() == 8328);
+const _: () = assert!(size_of::<PortSet>() == 8336 && size_of::<PortSetImage>() == 8336);
 
 #[cfg(test)]
 mod tests {
@@ -191,6 +205,7 @@ mod tests {
     fn set(ranges: &[(u16, u16)]) -> Box<PortSet> {
         let image = PortSetImage::template(ranges, |_| false);
         Box::new(PortSet {
+            looked: Cell::new(0),
             top: Cell::new(image.top),
             summary: image.summary.map(Cell::new),
             words: image.words.map(|block| block.map(Cell::new)),

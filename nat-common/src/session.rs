@@ -292,6 +292,14 @@ pub struct Binding {
     pub zero: u32,
 }
 
+impl Binding {
+    /// Without sessions, and its port has rested for `hold` ticks.
+    #[inline(always)]
+    pub fn is_idle(&self, hold: u32, now: u32) -> bool {
+        self.refs.get() == 0 && now.wrapping_sub(self.released.get()) >= hold
+    }
+}
+
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct BindingImage {

@@ -41,6 +41,8 @@ pub mod open;
 pub mod open_busy;
 pub mod reap;
 pub mod report;
+pub mod seek;
+pub mod send;
 pub mod stateless;
 pub mod verify;
 
@@ -61,13 +63,19 @@ pub struct Handoff {
     pub target: Ip4,
     pub target_port: Port,
     pub flags: u16,
-    /// For `OPEN_BUSY`: place of the address in the pool's list, and how many were full.
+    /// For `OPEN_BUSY`: slot of the address that the host is paired with; whether it has no place in the
+    /// pool's list (0, 1). Then the place of the address that is searched, and how many were full.
+    pub slot: u32,
+    pub unlisted: u32,
     pub member: u32,
     pub tried: u32,
-    /// For `OPEN_BUSY`: how often it ran for this packet.
+    /// For `OPEN_BUSY`: how often it and `SEEK` ran for this packet.
     pub rounds: u32,
     /// Interface that the packet came from, at first.
     pub ingress: u32,
+    /// For `SEEK`: where a port is looked for, and what for; then what was found. See [`seek::Wanted`].
+    pub wanted: seek::Wanted,
+    pub progress: seek::Progress,
     /// Whether it has been in the slow path since: see [`hold::returned`].
     pub returned: u32,
     /// For `HOLD`.

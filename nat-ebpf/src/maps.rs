@@ -13,6 +13,7 @@ use nat_common::{
     net::Ip4,
     port::{BusyKey, PortSetImage},
     record::FlowRecord,
+    refusal::{self, RefusalImage, RefusedPortsImage},
     rules::{
         Address, Control, ExemptKey, Forward, ForwardKey, HostAddress, Interface, OneToOne,
         OneToOneKey, Pool, PublicAddress, SnatRule,
@@ -63,10 +64,13 @@ maps! {
         HashMap::with_max_entries(size::FORWARD_PORTS, BPF_F_NO_PREALLOC);
     ONE_TO_ONE, "one_to_one": HashMap<OneToOneKey, OneToOne> =
         HashMap::with_max_entries(2 * size::ADDRESS_SLOTS, 0);
-    BUSY_PORTS, "busy_ports": HashMap<BusyKey, PortSetImage> =
-        HashMap::with_max_entries(size::BUSY_DESTINATIONS, 0);
+    BUSY_PORTS, "busy_ports": LruHashMap<BusyKey, PortSetImage> =
+        LruHashMap::with_max_entries(size::BUSY_DESTINATIONS, 0);
     PORT_TEMPLATES, "port_templates": Array<PortSetImage> =
         Array::with_max_entries(size::TEMPLATE_ROWS, 0);
+    REFUSALS, "refusals": Array<RefusalImage> = Array::with_max_entries(refusal::PLACES, 0);
+    REFUSED_PORTS, "refused_ports": Array<RefusedPortsImage> =
+        Array::with_max_entries(size::ADDRESS_SLOTS, 0);
     FRAGMENTS, "fragments": LruHashMap<FragmentKey, FragmentEntry> =
         LruHashMap::with_max_entries(size::FRAGMENT_FLOWS, 0);
     EVENTS, "events": RingBuf = RingBuf::with_byte_size(size::EVENT_BYTES, 0);

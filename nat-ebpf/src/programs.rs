@@ -20,7 +20,7 @@ use nat_common::{
     stage::{
         Out, Outcome, ReapRequest, Side, Step, accept, bind, classify, error, fast, fragment, hit,
         hold::{self, GivenUp, Returned, returned},
-        inbound, open, open_busy, reap, request, stateless, verify,
+        inbound, open, open_busy, reap, request, seek, send, stateless, verify,
     },
     verdict::{DropReason, Verdict},
 };
@@ -220,6 +220,9 @@ stages! {
     natgw_accept = accept::run;
     natgw_hold = hold::run;
     natgw_verify = verify::run;
+    natgw_seek = seek::run;
+    natgw_send = send::run;
+    natgw_reclaim = seek::reclaim;
 }
 
 /// Sends a frame that the daemon made out of the interface that it names as ingress.

@@ -1,6 +1,8 @@
 //! The tables trait over the maps.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, maps::lpm_trie::Key};
+use core::ffi::c_void;
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_loop, maps::lpm_trie::Key};
 use nat_common::{
     cache::{Slot, SlotImage},
     counters::Counters,
@@ -9,6 +11,7 @@ use nat_common::{
     maps::INTERFACE_SLOTS,
     net::Ip4,
     port::{BusyKey, PortSet, PortSetImage},
+    refusal::{Refusal, RefusalImage, RefusedPorts, RefusedPortsImage},
     rules::{
         Address, Control, ExemptKey, Forward, ForwardKey, HostAddress, Interface, OneToOne,
         OneToOneKey, Pool, PublicAddress, SnatRule,
@@ -17,13 +20,16 @@ use nat_common::{
         Binding, BindingImage, BindingKey, Host, HostImage, HostKey, PermitKey, Session,
         SessionImage,
     },
-    stage::{FragmentEntry, FragmentKey, Handoff},
+    stage::{
+        FragmentEntry, FragmentKey, Handoff,
+        seek::{self, Search},
+    },
 };
 
 use crate::maps::{
     ADDRESSES, BINDINGS, BUSY_PORTS, CONTROL, COUNTERS, DRAFT, EXEMPT, FLOW_CACHE, FORWARDS,
     FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, ONE_TO_ONE, PERMITS, POOL_MEMBERS,
-    POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, SESSIONS, SNAT,
+    POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS, REFUSED_PORTS, SESSIONS, SNAT,
 };
 
 /// The kernel as the engine's surroundings. Holds the context for the helpers that want it.
@@ -237,9 +243,36 @@ impl Tables for Kernel {
     #[inline(always)]
     fn busy_insert(&self, key: &BusyKey, template: u32) {
         if let Some(row) = PORT_TEMPLATES.get(template) {
-            // Full: the destination is searched by random probes only.
+            // Without room, which is rare, all ports are looked at for each session.
             let _full = BUSY_PORTS.insert(key, row, NOEXIST);
         }
+    }
+
+    #[inline(always)]
+    fn port_template(&self, row: u32) -> Option<&PortSetImage> {
+        PORT_TEMPLATES.get(row)
+    }
+
+    #[inline(always)]
+    fn seek(&self, search: &mut Search<'_>) {
+        // SAFETY: the callback is of the helper's type, and the search outlives the call.
+        unsafe {
+            bpf_loop(seek::ROUNDS, seek_round as *mut c_void, (&raw mut *search).cast(), 0);
+        }
+    }
+
+    #[inline(always)]
+    fn refusal(&self, place: u32) -> Option<&Refusal> {
+        const { assert!(size_of::<RefusalImage>() == size_of::<Refusal>()) };
+        // SAFETY: as `shared`.
+        REFUSALS.get_ptr(place).map(|entry| unsafe { &*entry.cast::<Refusal>() })
+    }
+
+    #[inline(always)]
+    fn refused_ports(&self, slot: u32) -> Option<&RefusedPorts> {
+        const { assert!(size_of::<RefusedPortsImage>() == size_of::<RefusedPorts>()) };
+        // SAFETY: as `shared`.
+        REFUSED_PORTS.get_ptr(slot).map(|entry| unsafe { &*entry.cast::<RefusedPorts>() })
     }
 
     #[inline(always)]
@@ -253,4 +286,11 @@ impl Tables for Kernel {
         // Least recently used ones make room.
         let _full = FRAGMENTS.insert(key, value, 0);
     }
+}
+
+/// A round of [`Tables::seek`]. 1 ends the loop.
+extern "C" fn seek_round(_index: u64, search: *mut Search<'_>) -> u64 {
+    // SAFETY: the helper passes on the address of the search.
+    let search = unsafe { &mut *search };
+    u64::from(search.round(&Kernel::OUTSIDE))
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use nat_common::{
     host::packet::{Packet, seen},
     net::Ip4,
+    session::State,
     stage::request,
     verdict::DropReason,
 };
@@ -13,6 +14,7 @@ use nat_tests::{
     generator::{OTHER_REMOTE, POOL, REMOTE},
     kernel::{Arms, HOST, Kernel, action},
 };
+use nat_userspace::controller::Step;
 
 /// One pool; `more` are its further lines.
 fn kernel(more: &str, gateway: &str, sessions: u32) -> Result<Kernel> {
@@ -97,6 +99,54 @@ fn the_full_range_serves_64512_sessions_to_one_endpoint() -> Result<()> {
     assert_eq!(run.action, action::DROP);
     assert_eq!(errors(&kernel)?, (1, 1));
     assert_eq!(kernel.sessions()?.len(), 2 * 64_512);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test prog"]
+fn the_last_port_is_found_by_the_first_packet_that_ever_looks_for_one() -> Result<()> {
+    let mut kernel = kernel("", "", 65536)?;
+    // Each by a session of its own number: nothing is tracked.
+    for port in 1024..65535 {
+        let packet = Packet { data: Vec::new(), ..Packet::udp((HOST, port), (REMOTE, 53)) };
+        let run = kernel.receive(kernel.inside, &packet.frame())?;
+        assert_eq!((run.action, seen(&run.frame).sport), (action::REDIRECT, port));
+    }
+    let run = kernel.receive(kernel.inside, &packet(0).frame())?;
+    assert_eq!((run.action, seen(&run.frame).sport), (action::REDIRECT, 65535));
+    assert_eq!(kernel.receive(kernel.inside, &packet(1).frame())?.action, action::DROP);
+    assert_eq!(errors(&kernel)?, (1, 1));
+    // And again when what was learnt is lost.
+    let last = kernel
+        .sessions()?
+        .into_iter()
+        .find(|(_, image)| image.is_outbound() && image.tuple.sport.get() == 40_000);
+    let (key, _) = last.expect("a session of that port");
+    assert_eq!(kernel.datapath.reap(request::END, &[key])?, 1);
+    kernel.datapath.apply(&[Step::ForgetPorts { address: POOL }])?;
+    let run = kernel.receive(kernel.inside, &packet(2).frame())?;
+    assert_eq!((run.action, seen(&run.frame).sport), (action::REDIRECT, 40_000));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test prog"]
+fn without_a_daemon_expired_sessions_give_their_ports_to_new_ones() -> Result<()> {
+    let mut kernel = kernel("ports = \"2000-2063\"", "", 16384)?;
+    assert_eq!(fill(&kernel, 64, packet)?, (2000..=2063).collect());
+    let mut control = kernel.datapath.control()?;
+    control.heartbeat = kernel.datapath.now()?.wrapping_sub(60 * control.hz);
+    control.timeouts[State::Udp as usize] = 1;
+    control.refresh = 0;
+    kernel.datapath.set_control(&control)?;
+    let last = kernel.datapath.now()?;
+    while kernel.datapath.now()?.wrapping_sub(last) <= 2 {}
+    for number in 100..164 {
+        let run = kernel.receive(kernel.inside, &packet(number).frame())?;
+        assert_eq!(run.action, action::REDIRECT, "session {number}");
+    }
+    assert!(kernel.counters()?.sessions_ended >= 64);
+    assert_eq!(errors(&kernel)?, (0, 0));
     Ok(())
 }
 

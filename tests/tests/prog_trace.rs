@@ -70,7 +70,7 @@ struct State {
     bindings: BTreeMap<[u8; 8], [u8; 32]>,
     permits: BTreeMap<[u8; 12], [u8; 4]>,
     hosts: BTreeMap<[u8; 8], [u8; 40]>,
-    busy: BTreeMap<[u8; 12], [u8; 8 + 16 * 8 + 16 * 64 * 8]>,
+    busy: BTreeMap<[u8; 12], [u8; 16 + 16 * 8 + 16 * 64 * 8]>,
     fragments: BTreeMap<[u8; 12], [u8; 20]>,
     counters: Vec<u8>,
 }

@@ -10,7 +10,7 @@ use crate::{
     stage::{
         Out, Outcome, Side, Step, accept, bind, classify, error, fragment, hit,
         hold::{self, GivenUp, Returned, returned},
-        inbound, open, open_busy, stateless, verify,
+        inbound, open, open_busy, seek, send, stateless, verify,
     },
     verdict::{DropReason, Verdict},
 };
@@ -101,6 +101,9 @@ impl World {
             stage::ACCEPT => accept::run(frame, self),
             stage::HOLD => hold::run(frame, self),
             stage::VERIFY => verify::run(frame, self),
+            stage::SEEK => seek::run(frame, self),
+            stage::SEND => send::run(frame, self),
+            stage::RECLAIM => seek::reclaim(frame, self),
             _ => return None,
         })
     }

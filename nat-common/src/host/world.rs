@@ -23,6 +23,7 @@ use crate::{
     net::{Ip4, Mac, Port},
     port::{BusyKey, PortSet, PortSetImage},
     record::FlowRecord,
+    refusal::{self, Refusal, RefusedPorts},
     rules::{
         Address, Control, Forward, ForwardKey, HostAddress, Interface, OneToOne, OneToOneKey, Pool,
         PublicAddress, SnatRule,
@@ -31,7 +32,10 @@ use crate::{
         Binding, BindingImage, BindingKey, Host, HostImage, HostKey, PermitKey, Session,
         SessionImage,
     },
-    stage::{FragmentEntry, FragmentKey, Handoff},
+    stage::{
+        FragmentEntry, FragmentKey, Handoff,
+        seek::{self, Search},
+    },
 };
 
 type Shared<K, V> = RefCell<BTreeMap<K, &'static V>>;
@@ -72,6 +76,8 @@ pub struct World {
     pub bindings: Shared<BindingKey, Binding>,
     pub hosts: Shared<HostKey, Host>,
     pub busy: Shared<BusyKey, PortSet>,
+    pub refusals: Vec<Refusal>,
+    pub refused_ports: Vec<RefusedPorts>,
     pub permits: RefCell<HashMap<PermitKey, u32>>,
     pub fragments: RefCell<HashMap<FragmentKey, FragmentEntry>>,
     pub events: RefCell<Vec<Event>>,
@@ -112,6 +118,8 @@ impl Default for World {
             bindings: RefCell::default(),
             hosts: RefCell::default(),
             busy: RefCell::default(),
+            refusals: (0..refusal::PLACES).map(|_| Refusal::default()).collect(),
+            refused_ports: (0..16).map(|_| RefusedPorts::default()).collect(),
             permits: RefCell::default(),
             fragments: RefCell::default(),
             events: RefCell::default(),
@@ -277,6 +285,26 @@ impl Tables for World {
         }
     }
 
+    fn port_template(&self, row: u32) -> Option<&PortSetImage> {
+        self.templates.get(&row)
+    }
+
+    fn seek(&self, search: &mut Search<'_>) {
+        for _ in 0..seek::ROUNDS {
+            if search.round(self) {
+                break;
+            }
+        }
+    }
+
+    fn refusal(&self, place: u32) -> Option<&Refusal> {
+        self.refusals.get(place as usize)
+    }
+
+    fn refused_ports(&self, slot: u32) -> Option<&RefusedPorts> {
+        self.refused_ports.get(slot as usize)
+    }
+
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry> {
         self.fragments.borrow().get(key).copied()
     }
@@ -331,6 +359,7 @@ fn host(image: &HostImage) -> Host {
 
 fn port_set(image: &PortSetImage) -> PortSet {
     PortSet {
+        looked: Cell::new(image.looked),
         top: Cell::new(image.top),
         summary: image.summary.map(Cell::new),
         words: image.words.map(|block| block.map(Cell::new)),

@@ -16,13 +16,13 @@ use crate::{
 /// Stage: a session through the binding of its private endpoint; without one, that comes first.
 #[inline(always)]
 pub fn join<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
-    let Some((parsed, mut plan)) = open::plan(packet, env) else { return open::LOST };
-    plan.length = 0;
+    let Some((parsed, plan)) = open::plan(packet, env) else { return open::LOST };
     let Some(end) = existing(env, &plan) else { return Step::Go(stage::BIND) };
     let attempt = open::insert(env, &plan, end, flags::BINDING);
     match settle(env, &plan, end, attempt) {
-        Attempt::Opened(_) | Attempt::Raced => Step::Go(stage::HIT),
-        attempt => open::refused(env, &parsed, attempt),
+        Attempt::Opened(_) => Step::Go(stage::SEND),
+        Attempt::Raced => Step::Go(stage::HIT),
+        attempt => open::refused(env, &plan, &parsed, attempt),
     }
 }
 

@@ -6,9 +6,10 @@ use crate::{
     maps::stage,
     net::Port,
     parse::{Fragment, Kind, Parse, Parsed, ip_checksum_is_valid, parse, tcp_flags},
+    refusal,
     rules::{OneToOneKey, SnatRule, control, host_address, role},
     session::flags,
-    stage::{Answer, Side, Step, deliver, fragment, verify},
+    stage::{Answer, Side, Step, deliver, fragment, open, verify},
     verdict::DropReason,
 };
 
@@ -26,6 +27,12 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     };
     let (source, destination) = (parsed.ip.src, parsed.ip.dst);
 
+    // Refused in this very moment, for want of a port.
+    if may_ask(&parsed)
+        && let Some(slot) = refusal::recall(env, &parsed.key)
+    {
+        return open::out_of_ports(env, &parsed, slot);
+    }
     // Row 3.
     if env.public_address(destination).is_some() {
         return Step::Go(stage::INBOUND);
@@ -51,6 +58,17 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
         return Step::host(Side::Source, parsed.length);
     }
     outbound(packet, env, &parsed, rule)
+}
+
+/// Whether this would get as far as asking for a port.
+#[inline(always)]
+fn may_ask(parsed: &Parsed) -> bool {
+    let opens = match parsed.kind {
+        Kind::Udp | Kind::QueryRequest => true,
+        Kind::Tcp => parsed.tcp_flags & tcp_flags::KIND & !tcp_flags::URG == tcp_flags::SYN,
+        _ => false,
+    };
+    opens && parsed.fault.is_none() && parsed.fragment != Fragment::Later && parsed.ip.ttl > 1
 }
 
 /// Row 7: by a public interface a session, by a private one the host's stack.

@@ -10,9 +10,13 @@ use crate::{
     net::{Ip4, Port, proto},
     parse::{Kind, Parse, Parsed, parse},
     port::BusyKey,
-    rules::{Address, ForwardKey, Pool, address, control, pool},
-    session::{HostKey, NextHop, Path, SessionImage, State, Word, flags, protocol_index},
-    stage::{Answer, Handoff, Hop, Side, Step, deliver, direction, end, open_busy, report},
+    refusal,
+    rules::{Address, ForwardKey, Pool, address, pool},
+    session::{Host, HostKey, NextHop, Path, SessionImage, State, Word, flags, protocol_index},
+    stage::{
+        Answer, Handoff, Hop, Side, Step, deliver, direction, end, open_busy, report,
+        seek::{self, Wanted},
+    },
     translate::Rewrite,
     verdict::DropReason,
 };
@@ -43,6 +47,8 @@ pub struct Plan<'a> {
     pub flags: u8,
     pub pool_id: u32,
     pub pool: &'a Pool,
+    /// The private host, where it was at hand already.
+    pub host: Option<&'a Host>,
     /// The pool's; address and port dependent where ports are shared.
     pub mapping: u8,
     pub state: State,
@@ -51,13 +57,14 @@ pub struct Plan<'a> {
     pub epoch: u32,
     pub generation: u16,
     pub random: u32,
-    /// IP total length of the first packet, if this stage sends it.
+    /// IP total length of the first packet.
     pub length: u16,
 }
 
 #[inline(always)]
 pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
-    let Some((parsed, plan)) = plan(packet, env) else { return LOST };
+    let Some((parsed, mut plan)) = plan(packet, env) else { return LOST };
+    plan.host = env.host_or_new(&host_key(&plan));
     if let Err(reason) = within_limits(env, &plan) {
         return Step::drop(reason, Side::Source, parsed.length);
     }
@@ -65,7 +72,7 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     if members == 0 {
         return Step::drop(DropReason::NoAddress, Side::Source, parsed.length);
     }
-    let (member, slot) = paired(env, &plan, members);
+    let (member, choice, slot) = paired(env, &plan, members);
     let Some(candidate) = env.address(slot) else {
         return Step::drop(DropReason::NoAddress, Side::Source, parsed.length);
     };
@@ -82,6 +89,10 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
             if attempt != Attempt::Taken {
                 return finish(packet, env, &parsed, &plan, attempt);
             }
+            // Its own port, of a session that has expired: ended there, and the port is free.
+            if probe == 0 && has_expired(env, &plan, end) {
+                break;
+            }
         }
         probe = black_box(probe + 1);
         if probe == 1 && env.busy(&busy_key(&plan, candidate.address)).is_some() {
@@ -93,12 +104,49 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
             None => break,
         }
     }
+    let unlisted = u32::from(slot != choice);
+    let own = probe == 0 && !independent;
     env.handoff(|handoff| {
-        handoff.member = member;
+        handoff.slot = slot;
+        handoff.unlisted = unlisted;
+        // One before its own where that is still to come.
+        handoff.member = if unlisted == 0 { member } else { member.wrapping_add(members - 1) };
         handoff.tried = 0;
         handoff.rounds = 0;
+        handoff.wanted.port = 0;
+        if own {
+            handoff.wanted =
+                wanted(&plan, candidate, Wanted::THIS | u32::from(plan.key.tuple.sport.raw()), 0);
+        }
     });
-    Step::Go(if independent { stage::JOIN } else { stage::OPEN_BUSY })
+    Step::Go(if independent {
+        stage::JOIN
+    } else if own {
+        stage::RECLAIM
+    } else {
+        stage::OPEN_BUSY
+    })
+}
+
+/// Whether the port is kept by a session only that is over already.
+#[inline(always)]
+fn has_expired<E: Env>(env: &E, plan: &Plan<'_>, end: Endpoint) -> bool {
+    let tuple =
+        Tuple { src: plan.target, dst: end.address, sport: plan.target_port, dport: end.port };
+    let Some(control) = env.control() else { return false };
+    env.session_word(&plan.key.with(tuple))
+        .is_some_and(|word| seek::is_over(control, word, plan.now))
+}
+
+/// What `SEEK` is asked: `port` is one with [`Wanted::THIS`], or 0 for any.
+#[inline(always)]
+pub fn wanted(plan: &Plan<'_>, candidate: &Address, port: u32, binds: u32) -> Wanted {
+    Wanted {
+        busy: busy_key(plan, candidate.address),
+        template: *candidate.templates.get(protocol_index(plan.key.protocol)).unwrap_or(&u32::MAX),
+        port,
+        terms: u32::from(plan.key.realm) | binds,
+    }
 }
 
 /// The packet again, and what `classify` left for it. `None`: what was there a stage ago is gone, and
@@ -130,13 +178,14 @@ pub fn plan<'a, P: Packet, E: Env>(packet: &mut P, env: &'a E) -> Option<(Parsed
             rules.mapping
         },
         pool: rules,
+        host: None,
         state,
         hop: Hop { next: NextHop(hop), mtu: mtu as u16 },
         now,
         epoch,
         generation,
         random: env.random(),
-        length: if parsed.kind == Kind::Tcp { 0 } else { parsed.length },
+        length: parsed.length,
     };
     Some((parsed, plan))
 }
@@ -152,7 +201,7 @@ fn within_limits<E: Env>(env: &E, plan: &Plan<'_>) -> Result<(), DropReason> {
         return Ok(());
     }
     let second = env.control().map_or(1, |control| control.hz);
-    let Some(host) = env.host_or_new(&host_key(plan)) else { return Ok(()) };
+    let Some(host) = plan.host else { return Ok(()) };
     if limit != 0
         && let Some(count) = host.sessions.get(protocol_index(plan.key.protocol))
         && count.get() >= u64::from(limit)
@@ -183,25 +232,28 @@ const fn host_key(plan: &Plan<'_>) -> HostKey {
 
 /// The public address that the host is paired with (RFC 4787 REQ-2): the one it has, while that
 /// takes new sessions; else one chosen by its own address, so that a restart chooses alike.
-/// Returns its place in the pool's list and its slot.
+/// Returns the choice's place in the pool's list, its slot, and the slot to be used.
 #[inline(always)]
-fn paired<E: Env>(env: &E, plan: &Plan<'_>, members: u32) -> (u32, u32) {
+fn paired<E: Env>(env: &E, plan: &Plan<'_>, members: u32) -> (u32, u32, u32) {
     let first = plan.pool.members >> 16;
     // Fibonacci hashing: neighbours in a subnet spread over the list.
     let hash = plan.key.tuple.src.to_u32().wrapping_mul(0x9e37_79b9) >> 16;
     let member = hash % members;
     let choice = env.pool_member(first + member).unwrap_or(0);
-    let Some(host) = env.host_or_new(&host_key(plan)) else { return (member, choice) };
+    let Some(host) = plan.host else { return (member, choice, choice) };
     let paired = host.address.get();
+    if paired == choice.wrapping_add(1) {
+        return (member, choice, choice);
+    }
     if paired != 0
         && let Some(address) = env.address(paired - 1)
         && address.flags & address::ACTIVE != 0
         && address.pool == plan.pool_id
     {
-        return (member, paired - 1);
+        return (member, choice, paired - 1);
     }
     host.address.set(choice.wrapping_add(1));
-    (member, choice)
+    (member, choice, choice)
 }
 
 /// Whether the address gives out this port at all.
@@ -311,8 +363,8 @@ pub fn insert<E: Env>(env: &E, plan: &Plan<'_>, end: Endpoint, extra: u8) -> Att
         draft.next_hop = plan.hop.next.0;
         draft.path = Path::new(plan.hop.mtu, plan.generation).0;
         draft.epoch = plan.epoch;
-        // Counted here if the packet goes out from here.
-        draft.packets = u64::from(plan.length != 0);
+        // The packet that goes out by this.
+        draft.packets = 1;
         draft.bytes = u64::from(plan.length);
         env.session_insert(&plan.key, draft)
     });
@@ -331,7 +383,7 @@ pub fn insert<E: Env>(env: &E, plan: &Plan<'_>, end: Endpoint, extra: u8) -> Att
 
 #[inline(always)]
 fn opened<E: Env>(env: &E, plan: &Plan<'_>, tuple: Tuple, extra: u8) {
-    if let Some(host) = env.host(&host_key(plan))
+    if let Some(host) = plan.host.or_else(|| env.host(&host_key(plan)))
         && let Some(count) = host.sessions.get(protocol_index(plan.key.protocol))
     {
         E::add(count, 1);
@@ -358,7 +410,7 @@ pub fn finish<P: Packet, E: Env>(
 ) -> Step {
     match attempt {
         // A SYN may have its segment size clamped, there.
-        Attempt::Opened(_) if plan.length == 0 => Step::Go(stage::HIT),
+        Attempt::Opened(_) if plan.state == State::TcpOpeningOut => Step::Go(stage::SEND),
         Attempt::Opened(rewrite) => {
             let (verdict, side) = direction(plan.flags);
             match deliver::send::<P, E, false, true>(
@@ -368,20 +420,20 @@ pub fn finish<P: Packet, E: Env>(
             }
         }
         Attempt::Raced => Step::Go(stage::HIT),
-        _ => refused(env, parsed, attempt),
+        _ => refused(env, plan, parsed, attempt),
     }
 }
 
 /// No session: the table is full, or every port is taken.
 #[inline(always)]
-pub fn refused<E: Env>(env: &E, parsed: &Parsed, attempt: Attempt) -> Step {
+pub fn refused<E: Env>(env: &E, plan: &Plan<'_>, parsed: &Parsed, attempt: Attempt) -> Step {
     match attempt {
         Attempt::TableFull => {
             tell(env, parsed, kind::TABLE_FULL, Ip4::UNSPECIFIED);
             Step::drop(DropReason::SessionTableFull, Side::Source, parsed.length)
         }
         Attempt::Conflict => Step::drop(DropReason::SessionConflict, Side::Source, parsed.length),
-        _ => exhausted(env, parsed),
+        _ => exhausted(env, plan, parsed),
     }
 }
 
@@ -398,14 +450,29 @@ fn tell<E: Env>(env: &E, parsed: &Parsed, kind: u32, address: Ip4) {
     });
 }
 
-/// No port left on any address of the pool.
+/// No port left on any address of the pool that this host may use.
 #[inline(always)]
-pub fn exhausted<E: Env>(env: &E, parsed: &Parsed) -> Step {
+pub fn exhausted<E: Env>(env: &E, plan: &Plan<'_>, parsed: &Parsed) -> Step {
     tell(env, parsed, kind::EXHAUSTED, parsed.ip.dst);
+    let slot = env.handoff(|handoff| handoff.slot).unwrap_or(0);
+    // Another port of the host may have a binding.
+    let any_port = plan.pool.mapping != pool::ENDPOINT_INDEPENDENT;
+    refusal::remember(env, &parsed.key, any_port, slot);
+    out_of_ports(env, parsed, slot)
+}
+
+/// Counts a packet for which `slot`'s address had no port, and says what becomes of it.
+#[inline(always)]
+pub fn out_of_ports<E: Env>(env: &E, parsed: &Parsed, slot: u32) -> Step {
     env.counters(|counters| {
         counters.port_allocation_errors = counters.port_allocation_errors.wrapping_add(1);
     });
-    if env.control().is_some_and(|c| c.flags & control::EXHAUSTION_ERROR != 0) {
+    if let Some(refused) = env.refused_ports(slot)
+        && let Some(count) = refused.0.get(protocol_index(parsed.ip.protocol))
+    {
+        E::add(count, 1);
+    }
+    if refusal::is_answered(env) {
         return deliver::ask(env, Answer::AdminProhibited, 0, Ip4::UNSPECIFIED);
     }
     Step::drop(DropReason::ErrorPortAllocation, Side::Source, parsed.length)

@@ -13,7 +13,8 @@ use nat_common::{
 };
 
 use crate::gateway::{
-    Gateway, HOST, HZ, OTHER_HOST, OTHER_REMOTE, OWNED, POOL, POOL_SLOT, REMOTE, key,
+    ACK, ESTABLISHED, Gateway, HOST, HZ, OTHER_HOST, OTHER_REMOTE, OWNED, POOL, POOL_SLOT, REMOTE,
+    key,
 };
 
 /// A host by its number, and its MAC address known.
@@ -106,6 +107,7 @@ fn of_64_ports_64_sessions_get_one_each_and_the_65th_is_refused_and_counted() {
         gateway.sent_out(&elsewhere);
         // One that ends makes room for one.
         assert!(reap::one(&gateway.world, request::END, &key(&packet(host(7)))));
+        gateway.pass(1);
         gateway.sent_out(&packet(host(100)));
         assert_eq!(gateway.refused_out(&packet(host(101))), DropReason::ErrorPortAllocation);
     }
@@ -141,7 +143,132 @@ fn ports_taken_before_a_destination_is_tracked_are_found_out() {
         request::END,
         &key(&Packet::udp((HOST, 2500), (REMOTE, 53)))
     ));
+    gateway.pass(1);
     assert_eq!(gateway.sent_out(&other).sport, 2500);
+}
+
+/// Takes `count` ports from `first` on, each by a session of its own number: nothing is tracked.
+fn take(gateway: &Gateway, first: u16, count: u16) {
+    for port in first..first + count {
+        gateway.sent_out(&Packet::udp((HOST, port), (REMOTE, 53)));
+    }
+    assert!(gateway.world.busy.borrow().is_empty());
+}
+
+#[test]
+fn the_last_free_ports_are_found_however_late_the_tracking_begins() {
+    // 50, 90, 99 and 99.9 % of 64,512 ports, and all but one.
+    for (taken, free) in [(32_256, 10), (58_061, 10), (63_867, 645), (64_448, 64), (64_511, 1)] {
+        let mut gateway = Gateway::two_armed();
+        gateway.world.forwards.clear();
+        take(&gateway, 1024, taken);
+        let mut given = BTreeSet::new();
+        for number in 0..free {
+            let packet = Packet::udp((host(number), 1024), (REMOTE, 53));
+            given.insert(gateway.sent_out(&packet).sport);
+        }
+        assert_eq!(given.len(), free as usize, "{taken} taken before");
+        assert!(given.iter().all(|port| *port >= 1024 + taken));
+        if taken > 63_000 {
+            let more = Packet::udp((host(free), 1024), (REMOTE, 53));
+            assert_eq!(gateway.refused_out(&more), DropReason::ErrorPortAllocation);
+        }
+    }
+}
+
+#[test]
+fn a_bitmap_that_was_lost_is_learnt_anew_within_one_packet() {
+    let mut gateway = Gateway::two_armed();
+    gateway.limit_ports(2000, 3999);
+    fill(&gateway, 1999, |host| Packet::udp((host, 5000), (REMOTE, 53)));
+    // As when others took its place, or the ranges were written anew.
+    gateway.world.busy.borrow_mut().clear();
+    gateway.sent_out(&Packet::udp((host(2000), 5000), (REMOTE, 53)));
+    let more = Packet::udp((host(2001), 5000), (REMOTE, 53));
+    assert_eq!(gateway.refused_out(&more), DropReason::ErrorPortAllocation);
+}
+
+#[test]
+fn without_the_daemon_the_ports_of_expired_sessions_are_given_out_again() {
+    let mut gateway = Gateway::two_armed();
+    gateway.limit_ports(2000, 2063);
+    fill(&gateway, 64, |host| Packet::udp((host, 5000), (REMOTE, 53)));
+    let heartbeat = gateway.world.control.heartbeat;
+    gateway.pass(ESTABLISHED * HZ / 2);
+    // One that is used lives on.
+    gateway.sent_out(&Packet::udp((host(7), 5000), (REMOTE, 53)));
+    gateway.pass(ESTABLISHED * HZ / 2 + HZ);
+    gateway.world.control.heartbeat = heartbeat;
+    let mut given = BTreeSet::new();
+    for number in 100..163 {
+        given.insert(gateway.sent_out(&Packet::udp((host(number), 5000), (REMOTE, 53))).sport);
+    }
+    assert_eq!(given.len(), 63);
+    let more = Packet::udp((host(200), 5000), (REMOTE, 53));
+    assert_eq!(gateway.refused_out(&more), DropReason::ErrorPortAllocation);
+    gateway.sent_out(&Packet::udp((host(7), 5000), (REMOTE, 53)));
+    assert_eq!(gateway.entries(), 128, "nothing of the old ones is left");
+    assert_eq!(gateway.totals().sessions_ended, 63);
+}
+
+#[test]
+fn its_own_port_is_free_when_the_session_that_had_it_has_expired() {
+    let mut gateway = Gateway::two_armed();
+    gateway.sent_out(&Packet::udp((HOST, 5000), (REMOTE, 53)));
+    gateway.pass(ESTABLISHED * HZ + HZ);
+    assert_eq!(gateway.sent_out(&Packet::udp((OTHER_HOST, 5000), (REMOTE, 53))).sport, 5000);
+    assert_eq!(gateway.entries(), 2);
+}
+
+#[test]
+fn a_port_that_rests_is_given_out_without_the_daemon_when_it_has_rested() {
+    let mut gateway = Gateway::two_armed();
+    gateway.world.control.port_hold = 120 * HZ;
+    gateway.limit_ports(2000, 2063);
+    fill(&gateway, 64, |host| Packet::udp((host, 5000), (REMOTE, 53)));
+    let first = Packet::udp((host(0), 5000), (REMOTE, 53));
+    assert!(reap::one(&gateway.world, request::END, &key(&first)));
+    let other = Packet::udp((host(100), 5000), (REMOTE, 53));
+    for (wait, free) in [(1, false), (119 * HZ, false), (HZ, true)] {
+        gateway.pass(wait);
+        let verdict = gateway.out(&other).verdict();
+        assert_eq!(verdict == Verdict::ToDestination, free, "{verdict:?}");
+    }
+}
+
+#[test]
+fn a_refusal_is_remembered_for_a_tick_and_counted_each_time() {
+    let mut gateway = Gateway::two_armed();
+    gateway.limit_ports(2000, 2063);
+    fill(&gateway, 64, |host| Packet::udp((host, 5000), (REMOTE, 53)));
+    let packet = |port| Packet::udp((host(100), port), (REMOTE, 53));
+    let first = gateway.out(&packet(5000));
+    let asked = gateway.world.asked.get();
+    let events = gateway.world.events.borrow().len();
+    for port in 5001..5010 {
+        let run = gateway.out(&packet(port));
+        assert_eq!(run.verdict(), first.verdict());
+        assert_eq!(run.stages, [nat_common::maps::stage::CLASSIFY]);
+    }
+    assert_eq!(gateway.world.asked.get(), asked, "no route is looked up for it");
+    assert_eq!(gateway.world.events.borrow().len(), events);
+    assert_eq!(gateway.totals().port_allocation_errors, 10);
+    let refused = &gateway.world.refused_ports[POOL_SLOT as usize].0;
+    assert_eq!(refused.each_ref().map(std::cell::Cell::get), [0, 10, 0, 0], "by protocol");
+    // Of other destinations, protocols and hosts nothing is said, and of other packets neither.
+    gateway.sent_out(&Packet::udp((host(100), 5000), (REMOTE, 54)));
+    gateway.sent_out(&Packet::ping((host(100), 5000), REMOTE));
+    let ack = Packet::tcp((host(100), 5000), (REMOTE, 53), ACK);
+    assert_eq!(gateway.out(&ack).verdict(), Verdict::Answered);
+    // A port that becomes free is hidden for no longer than the tick, nor by another configuration.
+    let ended = Packet::udp((host(7), 5000), (REMOTE, 53));
+    assert!(reap::one(&gateway.world, request::END, &key(&ended)));
+    gateway.refused_out(&packet(5000));
+    gateway.pass(1);
+    gateway.sent_out(&packet(5000));
+    gateway.refused_out(&packet(5001));
+    gateway.world.control.generation += 1;
+    assert!(gateway.out(&packet(5001)).stages.len() > 1);
 }
 
 #[test]
@@ -201,19 +328,46 @@ fn a_host_moves_on_when_its_address_takes_no_new_sessions() {
 }
 
 #[test]
-fn with_no_room_to_track_a_destination_its_ports_are_still_given_out() {
+fn with_no_room_to_track_a_destination_every_port_is_still_given_out() {
     let mut gateway = Gateway::two_armed();
     gateway.limit_ports(2000, 2063);
     gateway.world.busy_capacity = 0;
-    let mut opened = 0;
-    for number in 0..64 {
-        let run = gateway.out(&Packet::udp((host(number), 5000), (REMOTE, 53)));
-        match run.verdict() {
-            Verdict::ToDestination => opened += 1,
-            verdict => assert_eq!(verdict, Verdict::Drop(DropReason::ErrorPortAllocation)),
-        }
+    fill(&gateway, 64, |host| Packet::udp((host, 5000), (REMOTE, 53)));
+    let more = Packet::udp((host(64), 5000), (REMOTE, 53));
+    assert_eq!(gateway.refused_out(&more), DropReason::ErrorPortAllocation);
+}
+
+#[test]
+fn a_host_whose_address_is_out_of_order_in_the_pool_gets_every_port_of_every_address() {
+    let mut gateway = Gateway::two_armed();
+    let flags = address::ACTIVE | address::ANSWER_ARP;
+    gateway.limit_ports(2000, 2007);
+    let pool = *gateway.pool();
+    let first = gateway.sent_out(&Packet::udp((HOST, 5000), (REMOTE, 54))).src;
+    for slot in [9, 10, 11] {
+        let public = ip(198, 51, 100, 40 + slot as u8);
+        gateway.world.add_address(slot, public, 0, (2000, 2007), flags);
     }
-    assert!(opened >= 48, "{opened} of 64 by random probes alone");
+    // Wherever the host's own address stands in the list.
+    for list in [[9, 10, 11, POOL_SLOT], [POOL_SLOT, 9, 10, 11], [10, POOL_SLOT, 11, 9]] {
+        gateway.world.add_pool(0, pool, &list);
+        let mut given = BTreeSet::new();
+        for port in 5000..5032 {
+            let seen = gateway.sent_out(&Packet::udp((HOST, port), (REMOTE, 53)));
+            if given.len() < 8 {
+                assert_eq!(seen.src, first, "the paired address comes first");
+            }
+            given.insert((seen.src, seen.sport));
+        }
+        assert_eq!(given.len(), 32);
+        let more = Packet::udp((HOST, 5032), (REMOTE, 53));
+        assert_eq!(gateway.refused_out(&more), DropReason::ErrorPortAllocation);
+        for port in 5000..5032 {
+            let packet = Packet::udp((HOST, port), (REMOTE, 53));
+            assert!(reap::one(&gateway.world, request::END, &key(&packet)));
+        }
+        gateway.pass(1);
+    }
 }
 
 #[test]

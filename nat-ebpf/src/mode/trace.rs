@@ -4,10 +4,11 @@
 //! and every later look at it finds the draft, so that what follows within the packet is as if it
 //! had been written. Every question and its answer are noted.
 
-use core::{cell::Cell, hint::black_box};
+use core::{cell::Cell, ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::generated::bpf_loop,
     macros::map,
     maps::{Array, HashMap},
 };
@@ -18,18 +19,22 @@ use nat_common::{
     event::Event,
     flow::FlowKey,
     maps::INTERFACE_SLOTS,
-    net::{Ip4, Mac},
+    net::{Ip4, Mac, Port},
     port::{BusyKey, PortSet, PortSetImage},
     record::FlowRecord,
+    refusal::{Refusal, RefusedPorts},
     rules::{
         Address, Control, Forward, ForwardKey, HostAddress, Interface, OneToOne, OneToOneKey, Pool,
         PublicAddress, SnatRule,
     },
     session::{
         Binding, BindingImage, BindingKey, Host, HostImage, HostKey, NextHop, PermitKey, Session,
-        SessionImage,
+        SessionImage, Word,
     },
-    stage::{FragmentEntry, FragmentKey, Handoff, Outcome},
+    stage::{
+        FragmentEntry, FragmentKey, Handoff, Outcome,
+        seek::{self, Search},
+    },
     trace::{Log, Note, inserted, kind, route},
     verdict::Verdict,
 };
@@ -506,6 +511,46 @@ impl Tables for Env {
     }
 
     #[inline(always)]
+    fn port_template(&self, row: u32) -> Option<&PortSetImage> {
+        self.0.port_template(row)
+    }
+
+    #[inline(always)]
+    fn seek(&self, search: &mut Search<'_>) {
+        // SAFETY: as in the dataplane.
+        unsafe {
+            bpf_loop(seek::ROUNDS, seek_round as *mut c_void, (&raw mut *search).cast(), 0);
+        }
+    }
+
+    /// Without a draft or a note: there may be thousands.
+    #[inline(always)]
+    fn session_word(&self, key: &FlowKey) -> Option<Word> {
+        self.0.session_word(key)
+    }
+
+    #[inline(always)]
+    fn is_idle(&self, key: &BindingKey, hold: u32, now: u32) -> bool {
+        self.0.is_idle(key, hold, now)
+    }
+
+    #[inline(always)]
+    fn bound(&self, key: &BindingKey) -> Option<(Ip4, Port)> {
+        self.0.bound(key)
+    }
+
+    /// A trace asks anew.
+    #[inline(always)]
+    fn refusal(&self, _place: u32) -> Option<&Refusal> {
+        None
+    }
+
+    #[inline(always)]
+    fn refused_ports(&self, _slot: u32) -> Option<&RefusedPorts> {
+        None
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry> {
         // SAFETY: nobody else has the drafts.
         let found = match unsafe { FRAGMENT_DRAFTS.get(key) } {
@@ -524,4 +569,11 @@ impl Tables for Env {
     fn fragment_insert(&self, key: &FragmentKey, value: &FragmentEntry) {
         let _full = FRAGMENT_DRAFTS.insert(key, value, ANY);
     }
+}
+
+/// A round of [`Tables::seek`]. 1 ends the loop.
+extern "C" fn seek_round(_index: u64, search: *mut Search<'_>) -> u64 {
+    // SAFETY: the helper passes on the address of the search.
+    let search = unsafe { &mut *search };
+    u64::from(search.round(&Env::new(core::ptr::null_mut())))
 }

@@ -38,6 +38,7 @@ pub(super) const PINNED: &[&str] = &[
     maps::ONE_TO_ONE,
     maps::BUSY_PORTS,
     maps::PORT_TEMPLATES,
+    maps::REFUSED_PORTS,
     maps::FRAGMENTS,
     maps::EVENTS,
     maps::RECORDS,
