@@ -19,6 +19,7 @@ use nat_common::{
 use crate::{
     api::model::{Flow, SessionState},
     config::Protocol,
+    crowds::Crowds,
     datapath::{Datapath, DatapathError, SessionBatches, SessionLookup},
 };
 
@@ -100,6 +101,8 @@ pub struct AddressUsage {
     pub udp: u64,
     /// Different identifiers.
     pub icmp: u64,
+    /// Sessions towards the remote endpoint that has the most: tcp, udp, icmp.
+    pub crowds: [u64; 3],
 }
 
 /// Counts sessions, and the ports they have, by public address.
@@ -214,12 +217,14 @@ type PortBits = Box<[u64; 1024]>;
 struct Tally {
     sessions: u64,
     addresses: HashMap<Ip4, (u64, [Option<PortBits>; 3])>,
+    crowds: Crowds,
 }
 
 impl Tally {
     fn add(&mut self, protocol: u8, outbound: &SessionImage) {
         let (address, port) = (outbound.tuple.src, outbound.tuple.sport.get());
         self.sessions += 1;
+        self.crowds.add(protocol, outbound);
         let (sessions, ports) = self.addresses.entry(address).or_default();
         *sessions += 1;
         let bits = ports[protocol_index(protocol)].get_or_insert_with(|| Box::new([0; 1024]));
@@ -230,9 +235,11 @@ impl Tally {
         let count = |bits: &Option<PortBits>| {
             bits.iter().flat_map(|bits| bits.iter()).map(|word| u64::from(word.count_ones())).sum()
         };
+        let crowds = self.crowds.largest();
         let addresses = self.addresses.iter().map(|(address, (sessions, ports))| {
             let [tcp, udp, icmp] = ports.each_ref().map(count);
-            (Ipv4Addr::from(*address), AddressUsage { sessions: *sessions, tcp, udp, icmp })
+            let crowds = crowds.get(address).copied().unwrap_or_default();
+            (Ipv4Addr::from(*address), AddressUsage { sessions: *sessions, tcp, udp, icmp, crowds })
         });
         Usage { sessions: self.sessions, addresses: addresses.collect() }
     }
@@ -328,6 +335,9 @@ mod tests {
         let usage = tally.usage();
         assert_eq!(usage.sessions, 5);
         let address = usage.addresses[&Ipv4Addr::new(198, 51, 100, 1)];
-        assert_eq!(address, AddressUsage { sessions: 5, tcp: 1, udp: 0, icmp: 3 });
+        assert_eq!(
+            address,
+            AddressUsage { sessions: 5, tcp: 1, udp: 0, icmp: 3, crowds: [1, 0, 4] }
+        );
     }
 }

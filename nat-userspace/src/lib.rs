@@ -6,6 +6,7 @@ pub mod cli;
 pub mod cmd;
 pub mod config;
 pub mod controller;
+pub mod crowds;
 pub mod daemon;
 pub mod datapath;
 pub mod expire;

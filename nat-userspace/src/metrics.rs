@@ -134,13 +134,35 @@ fn details(encoder: &mut DescriptorEncoder<'_>, details: &Details) -> fmt::Resul
         let PortsInUse { tcp, udp, icmp } = which(detail);
         [("tcp", tcp), ("udp", udp), ("icmp", icmp)]
     };
-    let families: [(&str, &str, Which); 2] = [
-        ("address_ports_in_use", "ports that sessions have, by public address", |it| it.in_use),
-        ("address_ports", "ports that sessions may have, by public address", |it| it.capacity),
+    let families: [(&str, &str, MetricType, Which); 4] = [
+        (
+            "address_ports_in_use",
+            "ports that sessions have, by public address",
+            MetricType::Gauge,
+            |it| it.in_use,
+        ),
+        (
+            "address_busiest_destination_ports",
+            "ports in use towards the remote endpoint that has the most, by public address",
+            MetricType::Gauge,
+            |it| it.busiest,
+        ),
+        (
+            "address_ports",
+            "ports that sessions may have, by public address",
+            MetricType::Gauge,
+            |it| it.capacity,
+        ),
+        (
+            "address_port_allocation_errors",
+            "packets refused for want of a port, by public address",
+            MetricType::Counter,
+            |it| it.errors,
+        ),
     ];
-    for (key, help, which) in families {
+    for (key, help, kind, which) in families {
         let name = format!("{PREFIX}{key}");
-        let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
+        let mut family = encoder.encode_descriptor(&name, help, None, kind)?;
         for detail in &details.addresses {
             let address = detail.address.to_string();
             for (protocol, number) in ports(detail, which) {
@@ -149,7 +171,11 @@ fn details(encoder: &mut DescriptorEncoder<'_>, details: &Details) -> fmt::Resul
                     ("pool", detail.pool.as_str()),
                     ("protocol", protocol),
                 ];
-                ConstGauge::new(number).encode(family.encode_family(&labels)?)?;
+                let metric = family.encode_family(&labels)?;
+                match kind {
+                    MetricType::Counter => ConstCounter::new(number).encode(metric)?,
+                    _ => ConstGauge::new(number).encode(metric)?,
+                }
             }
         }
     }
@@ -192,7 +218,9 @@ mod tests {
                 pool: "default".to_owned(),
                 sessions: 3,
                 in_use: ports(2),
+                busiest: ports(1),
                 capacity: ports(64512),
+                errors: ports(9),
             }],
             top_hosts: vec![([10, 0, 1, 5].into(), 3)],
             ..Details::default()
@@ -209,6 +237,10 @@ mod tests {
             "{text}"
         );
         assert!(lines.contains(&format!("natgw_address_ports{labels} 64512").as_str()), "{text}");
+        let busiest = format!("natgw_address_busiest_destination_ports{labels} 1");
+        assert!(lines.contains(&busiest.as_str()), "{text}");
+        let errors = format!("natgw_address_port_allocation_errors_total{labels} 9");
+        assert!(lines.contains(&errors.as_str()), "{text}");
         assert!(lines.contains(&"natgw_host_sessions{host=\"10.0.1.5\"} 3"), "{text}");
     }
 }

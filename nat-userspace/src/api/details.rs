@@ -24,6 +24,10 @@ pub struct AddressDetail {
     pub pool: String,
     pub sessions: u64,
     pub in_use: PortsInUse,
+    /// Of those, the ones towards the remote endpoint that has the most.
+    pub busiest: PortsInUse,
     /// Ports that sessions may get.
     pub capacity: PortsInUse,
+    /// How often there was none.
+    pub errors: PortsInUse,
 }

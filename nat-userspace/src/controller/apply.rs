@@ -126,9 +126,11 @@ impl Datapath {
             Step::FreePool { index } => {
                 tables.pools.set(index, Kern(bytemuck::Zeroable::zeroed()), 0)
             }
-            Step::FreeAddress { slot, .. } => {
-                tables.addresses.set(slot, Kern(bytemuck::Zeroable::zeroed()), 0)
-            }
+            Step::FreeAddress { slot, .. } => tables
+                .addresses
+                .set(slot, Kern(bytemuck::Zeroable::zeroed()), 0)
+                // Whoever has the slot next counts from nothing.
+                .and_then(|()| tables.refused_ports.set(slot, Kern([0; 4]), 0)),
             Step::ForgetPorts { address } => return self.forget_ports(address),
             Step::Policy(ref policy) => return self.take_into_use(policy),
         };

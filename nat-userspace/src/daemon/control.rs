@@ -174,11 +174,17 @@ impl Control for Controller {
             let ranges = gateway.config.session_ports(address, protocol);
             ranges.iter().map(|range| u64::from(range.count())).sum()
         };
+        let refused = gateway.datapath.refused_ports().map_err(failed)?;
+        let by_protocol = |[tcp, udp, icmp]: [u64; 3]| PortsInUse { tcp, udp, icmp };
         let addresses = statuses.into_iter().map(|status| AddressDetail {
             address: status.address,
             pool: status.pool,
             sessions: status.sessions,
             in_use: status.ports_in_use,
+            busiest: by_protocol(
+                usage.addresses.get(&status.address).map(|used| used.crowds).unwrap_or_default(),
+            ),
+            errors: by_protocol(refused.get(&status.address).copied().unwrap_or_default()),
             capacity: PortsInUse {
                 tcp: capacity(status.address, Protocol::Tcp),
                 udp: capacity(status.address, Protocol::Udp),

@@ -20,7 +20,8 @@ pub(crate) mod tables;
 mod trace;
 
 use std::{
-    collections::BTreeMap,
+    collections::{self, BTreeMap},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -281,6 +282,25 @@ impl Datapath {
             sum.merge(counters);
         }
         Ok(sum)
+    }
+
+    /// How often there was no port left, by public address: tcp, udp, icmp.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn refused_ports(&self) -> Result<collections::HashMap<Ipv4Addr, [u64; 3]>> {
+        let mut found = collections::HashMap::new();
+        let addresses =
+            tables::read_array(&self.tables.addresses, |it| !it.address.is_unspecified());
+        for (slot, address) in addresses.map_err(map_error("read the addresses"))? {
+            let Kern([tcp, udp, icmp, _]) = self
+                .tables
+                .refused_ports
+                .get(&slot, 0)
+                .map_err(map_error("read the refused ports"))?;
+            found.insert(address.address.into(), [tcp, udp, icmp]);
+        }
+        Ok(found)
     }
 
     /// How long the counters have counted: the age of their pin, which outlives processes.

@@ -15,6 +15,7 @@ use nat_common::{
     maps,
     net::Ip4,
     port::{BusyKey, PortSetImage},
+    refusal::RefusedPortsImage,
     rules::{
         Address, Control, ExemptKey, Forward, ForwardKey, HostAddress, Interface, OneToOne,
         OneToOneKey, Pool, PublicAddress, SnatRule,
@@ -54,6 +55,8 @@ pub(crate) struct Tables {
     /// Only its keys matter here: the value belongs to the dataplane.
     pub(crate) busy_ports: HashOf<BusyKey, PortSetImage>,
     pub(crate) port_templates: ArrayOf<PortSetImage>,
+    /// By slot of the address table: tcp, udp, icmp.
+    pub(crate) refused_ports: ArrayOf<RefusedPortsImage>,
     /// Taken once, by whoever listens.
     pub(crate) events: Option<RingBuf<MapData>>,
     /// As above, for the flow log.
@@ -79,6 +82,7 @@ impl Tables {
             one_to_one: take(bpf, maps::ONE_TO_ONE)?,
             busy_ports: take(bpf, maps::BUSY_PORTS)?,
             port_templates: take(bpf, maps::PORT_TEMPLATES)?,
+            refused_ports: take(bpf, maps::REFUSED_PORTS)?,
             events: Some(take(bpf, maps::EVENTS)?),
             records: Some(take(bpf, maps::RECORDS)?),
         })
