@@ -58,6 +58,8 @@ pub enum Command {
     Run(RunArgs),
     /// Validate a configuration file
     Check(CheckArgs),
+    /// What on this host stands in the way of the gateway, and how to mend it
+    Doctor(DoctorArgs),
     /// State, uptime, interfaces, addresses
     Status(OutputArgs),
     /// The metrics, once or repeatedly
@@ -139,6 +141,18 @@ pub struct CheckArgs {
     /// Configuration file
     #[arg(short, long, value_name = "FILE", default_value = config::CONFIG_FILE)]
     pub config: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Configuration file [default: /etc/natgw/natgw.toml]
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the programs are to hook in; over the file's xdp_mode
+    #[arg(long, value_name = "MODE")]
+    pub xdp_mode: Option<XdpMode>,
     #[command(flatten)]
     pub output: OutputArgs,
 }

@@ -9,6 +9,7 @@ pub mod controller;
 pub mod crowds;
 pub mod daemon;
 pub mod datapath;
+pub mod doctor;
 pub mod expire;
 pub mod flowlog;
 pub mod flows;

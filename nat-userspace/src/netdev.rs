@@ -168,6 +168,22 @@ impl Netdev {
         Ok(gateways)
     }
 
+    /// The other ends of the virtual pairs of this namespace, by index.
+    ///
+    /// # Errors
+    /// Where the kernel refuses the dump.
+    pub async fn peers(&self) -> Result<BTreeMap<u32, u32>, NetdevError> {
+        let links: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(request("list the interfaces"))?;
+        Ok(links.iter().filter_map(parse::peer).collect())
+    }
+
     /// # Errors
     /// Where the kernel refuses the dump.
     pub async fn neighbours(&self) -> Result<Vec<Neighbour>, NetdevError> {

@@ -6,6 +6,7 @@ mod cost;
 mod counters;
 mod describe;
 mod detach;
+mod doctor;
 mod eip;
 mod flows;
 mod forward;
@@ -75,6 +76,7 @@ pub fn execute(cli: Cli, out: &mut impl Write) -> Result<(), Failure> {
     match command {
         Command::Run(args) => run::execute(gateway, args),
         Command::Check(args) => check::execute(gateway, &args, out),
+        Command::Doctor(args) => doctor::execute(gateway, args, out),
         Command::Status(args) => status::execute(&gateway, args, out),
         Command::Counters(args) => counters::execute(&gateway, &args, out),
         Command::Flows(args) => flows::execute(&gateway, &args, out),

@@ -46,6 +46,12 @@ pub fn home(bpf_dir: &Path) -> PathBuf {
     }
 }
 
+/// Whether `bpf_dir` is, or would be made, in a BPF file system that is mounted already.
+#[must_use]
+pub fn is_there(bpf_dir: &Path) -> bool {
+    is_bpffs(&home(bpf_dir))
+}
+
 /// The way to `bpf_dir`, in a BPF file system: where there is none, one is mounted at the usual
 /// place, or at `bpf_dir` itself where that lies elsewhere.
 pub(super) fn ensure(bpf_dir: &Path) -> Result<PathBuf, DatapathError> {

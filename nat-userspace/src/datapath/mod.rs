@@ -12,6 +12,7 @@ mod error;
 mod forget;
 mod load;
 mod pin;
+mod pinned;
 mod refused;
 mod run;
 mod slow;
@@ -41,11 +42,12 @@ use nat_common::{
 
 pub use attach::AttachMode;
 pub use batch::{BATCH, Batches, BindingBatches, SessionBatches};
-pub use bpffs::home as bpf_home;
+pub use bpffs::{home as bpf_home, is_there as in_bpffs};
 pub use error::DatapathError;
 pub(crate) use error::missing_capabilities;
 pub use forget::Forgetter;
 pub use pin::{detach_all, has_link, layouts};
+pub use pinned::Pinned;
 pub use run::RunResult;
 pub use slow::{SlowPathView, Waiting};
 pub use trace::{Traced, Tracer, TracerSource};

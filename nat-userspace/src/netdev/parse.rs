@@ -53,6 +53,19 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
     (!link.name.is_empty()).then_some(link)
 }
 
+/// An interface and the one that it is tied to, unless that is in another namespace.
+pub(super) fn peer(message: &LinkMessage) -> Option<(u32, u32)> {
+    let mut peer = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(index) => peer = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => return None,
+            _ => {}
+        }
+    }
+    Some((message.header.index, peer?))
+}
+
 pub(super) fn address(message: &AddressMessage) -> Option<InterfaceAddress> {
     if message.header.family != AddressFamily::Inet {
         return None;

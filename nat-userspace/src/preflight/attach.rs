@@ -7,9 +7,9 @@ use crate::{config::XdpMode, netdev::Link};
 
 /// Largest IP packet that fits an XDP frame of one page: 4096 bytes less headroom (256), shared
 /// info (320) and Ethernet header; drivers differ by a few bytes.
-const SINGLE_BUFFER_MTU: u32 = 3498;
+pub(crate) const SINGLE_BUFFER_MTU: u32 = 3498;
 /// Redirecting frames of several buffers between interfaces.
-const MULTI_BUFFER_REDIRECT: KernelVersion = KernelVersion { major: 6, minor: 3 };
+pub(crate) const MULTI_BUFFER_REDIRECT: KernelVersion = KernelVersion { major: 6, minor: 3 };
 
 /// Checks an interface before anything is attached to it. `ours`: an earlier run of this gateway
 /// has left a link there.
