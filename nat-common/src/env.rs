@@ -84,6 +84,9 @@ pub trait Tables {
     fn counters(&self, with: impl FnOnce(&mut Counters));
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
     fn interface_in(&self, slot: u16) -> Option<&Interface>;
+    /// Whether this is an interface of the host that is up and none of the gateway's. One that has
+    /// appeared since the daemon looked is not known to be that: it may be a public one made anew.
+    fn other_link(&self, ifindex: u32) -> bool;
     fn host_address(&self, address: Ip4) -> Option<HostAddress>;
     fn public_address(&self, address: Ip4) -> Option<PublicAddress>;
     fn address(&self, slot: u32) -> Option<&Address>;

@@ -14,6 +14,7 @@ pub const PERMITS: &str = "permits";
 pub const HOSTS: &str = "hosts";
 pub const INTERFACES: &str = "interfaces";
 pub const EGRESS: &str = "egress";
+pub const OTHER_LINKS: &str = "other_links";
 pub const HOST_ADDRESSES: &str = "host_addresses";
 pub const PUBLIC_ADDRESSES: &str = "public_addrs";
 pub const ADDRESSES: &str = "addresses";
@@ -37,6 +38,8 @@ pub const HANDOFF: &str = "handoff";
 
 /// Slots of the interface table, found by `ifindex % INTERFACE_SLOTS`.
 pub const INTERFACE_SLOTS: u32 = 1024;
+/// Interfaces of the host that are not the gateway's; one that finds no room is taken for unknown.
+pub const OTHER_LINK_SLOTS: u32 = 16384;
 /// Slots of the address table: every pool and one-to-one address has one.
 pub const ADDRESS_SLOTS: u32 = 4096;
 pub const POOL_SLOTS: u32 = 256;
@@ -100,6 +103,8 @@ pub const REFUSED_PROGRAMS: &[(&str, &str)] = &[
 ];
 /// Guard on the egress of public interfaces (tc).
 pub const GUARD_PROGRAM: &str = "natgw_guard";
+/// Guard on the ingress of private interfaces (tc).
+pub const INNER_GUARD_PROGRAM: &str = "natgw_inside";
 /// Ends sessions; run by the daemon with `BPF_PROG_TEST_RUN`.
 pub const REAPER_PROGRAM: &str = "natgw_reaper";
 /// Sends a frame that the daemon made out of the interface named as ingress.

@@ -126,6 +126,8 @@ drop_reasons! {
         "From a remote endpoint that the filtering of the mapping does not admit.";
     HeldTimeout = 37, "held_timeout",
         "An unsolicited SYN was held (profile rfc) and is not answered, because its connection was opened from inside meanwhile.";
+    EgressUnknown = 38, "egress_unknown",
+        "The route leaves by an interface that has appeared since the daemon last looked, so it may be a public one made anew; if this does not end by itself, the daemon is not running.";
 }
 
 #[cfg(test)]

@@ -1,37 +1,35 @@
-//! The egress guard: no packet with a protected source leaves a public interface, and no ICMP
-//! error about one. It sees only what the host's own stack sends; translated packets never meet
-//! it. It stays when the daemon is gone, and fails closed.
+//! The guard: no packet with a protected source leaves a public interface, and no ICMP error about
+//! one. It sees only what goes through the host's own stack; translated packets never meet it. It
+//! stays when the daemon is gone, and fails closed.
 
 use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
 use nat_common::{
-    env::Tables as _,
-    net::{Ip4, proto},
+    env::{RouteQuery, Tables as _},
+    net::{Ip4, Port, proto},
     rules::{OneToOneKey, host_address},
     wire::{ETHERTYPE_IPV4, ETHERTYPE_VLAN, Icmp, Ipv4},
 };
 
-use crate::{maps::COUNTERS, tables::Kernel};
+use crate::{maps::COUNTERS, network::Egress, tables::Kernel};
 
 /// Lets the packet go on to the next program or the interface (TC_ACT_UNSPEC, TCX_NEXT).
 const NEXT: i32 = -1;
 
+/// On the egress of public interfaces.
 #[inline(always)]
-pub(crate) fn run(ctx: &TcContext) -> i32 {
+pub(crate) fn outer(ctx: &TcContext) -> i32 {
     // SAFETY: the context is the one the kernel gave.
-    let skb = unsafe { &*ctx.skb.skb };
-    if skb.protocol as u16 != u16::from_ne_bytes(ETHERTYPE_IPV4)
-        && skb.protocol as u16 != u16::from_ne_bytes(ETHERTYPE_VLAN)
-    {
+    let forwarded = unsafe { &*ctx.skb.skb }.ingress_ifindex != 0;
+    if !may_be_ipv4(ctx) {
         return NEXT;
     }
     let Ok(l3) = network_offset(ctx) else { return stop() };
     let Some(l3) = l3 else { return NEXT };
     let Ok(ip) = ctx.load::<Ipv4>(l3) else {
         // Not even a header: the host's own stack makes no such thing.
-        return if skb.ingress_ifindex != 0 { stop() } else { NEXT };
+        return if forwarded { stop() } else { NEXT };
     };
     let kernel = Kernel { ctx: ctx.skb.skb.cast() };
-    let forwarded = skb.ingress_ifindex != 0;
     if forwarded && is_protected(&kernel, ip.src, ip.dst) {
         return stop();
     }
@@ -39,6 +37,72 @@ pub(crate) fn run(ctx: &TcContext) -> i32 {
         return stop();
     }
     NEXT
+}
+
+/// On the ingress of private interfaces, behind whatever translates there: the outer guard hangs
+/// on an interface, and is gone with it. What is protected goes on to the host's forwarding only
+/// where the way out is known: a public interface with its guard, a private one, or one that is
+/// none of the gateway's.
+#[inline(always)]
+pub(crate) fn inner(ctx: &TcContext) -> i32 {
+    if !may_be_ipv4(ctx) {
+        return NEXT;
+    }
+    let Ok(Some(l3)) = network_offset(ctx) else { return NEXT };
+    // Without a whole header it is nothing that could be forwarded.
+    let Ok(ip) = ctx.load::<Ipv4>(l3) else { return NEXT };
+    let kernel = Kernel { ctx: ctx.skb.skb.cast() };
+    if !is_protected(&kernel, ip.src, ip.dst) || is_for_many(ip.dst) {
+        return NEXT;
+    }
+    let (sport, dport) = ports(ctx, l3, &ip);
+    let query = RouteQuery {
+        src: ip.src,
+        dst: ip.dst,
+        sport,
+        dport,
+        protocol: ip.protocol,
+        tos: ip.tos,
+        length: 0,
+        // SAFETY: the context is the one the kernel gave.
+        ingress: unsafe { &*ctx.skb.skb }.ifindex,
+    };
+    match kernel.egress(&query) {
+        Egress::Interface(ifindex)
+            if kernel.interface(ifindex).is_some() || kernel.other_link(ifindex) =>
+        {
+            NEXT
+        }
+        Egress::None => NEXT,
+        Egress::Interface(_) | Egress::Unknown => stop(),
+    }
+}
+
+#[inline(always)]
+fn may_be_ipv4(ctx: &TcContext) -> bool {
+    // SAFETY: the context is the one the kernel gave.
+    let protocol = unsafe { &*ctx.skb.skb }.protocol as u16;
+    protocol == u16::from_ne_bytes(ETHERTYPE_IPV4) || protocol == u16::from_ne_bytes(ETHERTYPE_VLAN)
+}
+
+/// Broadcast and multicast: the stack does not ask its routes about them.
+#[inline(always)]
+const fn is_for_many(destination: Ip4) -> bool {
+    destination.octets()[0] & 0xf0 == 0xe0 || destination.raw() == u32::MAX
+}
+
+/// Of source and destination, for routing rules that look at ports; zero where there are none.
+#[inline(always)]
+fn ports(ctx: &TcContext, l3: usize, ip: &Ipv4) -> (Port, Port) {
+    let has_ports = matches!(ip.protocol, proto::TCP | proto::UDP)
+        && ip.fragment_bits() & Ipv4::OFFSET_MASK == 0;
+    if !has_ports {
+        return (Port::ZERO, Port::ZERO);
+    }
+    // Each by itself: the stack takes aligned ones only.
+    let l4 = l3 + (ip.header_len() & 0x3c);
+    let port = |at| ctx.load::<u16>(at).map_or(Port::ZERO, Port::from_raw);
+    (port(l4), port(l4 + 2))
 }
 
 /// Offset of the IPv4 header; `None` if it is another protocol behind a tag.

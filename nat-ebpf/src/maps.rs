@@ -49,6 +49,8 @@ maps! {
     INTERFACES, "interfaces": Array<Interface> =
         Array::with_max_entries(size::INTERFACE_SLOTS, 0);
     EGRESS, "egress": DevMap = DevMap::with_max_entries(size::INTERFACE_SLOTS, 0);
+    OTHER_LINKS, "other_links": HashMap<u32, u32> =
+        HashMap::with_max_entries(size::OTHER_LINK_SLOTS, BPF_F_NO_PREALLOC);
     HOST_ADDRESSES, "host_addresses": HashMap<Ip4, HostAddress> =
         HashMap::with_max_entries(size::ADDRESS_SLOTS, 0);
     PUBLIC_ADDRESSES, "public_addrs": HashMap<Ip4, PublicAddress> =

@@ -53,11 +53,18 @@ fn destination(params: &FibParams) -> Mac {
     Mac([a, b, c, d, e, f])
 }
 
-impl Network for Kernel {
+/// Where the host's own forwarding would send a packet.
+pub(crate) enum Egress {
+    Interface(u32),
+    /// To the host itself, or nowhere.
+    None,
+    /// The lookup has failed.
+    Unknown,
+}
+
+impl Kernel {
     #[inline(always)]
-    fn route(&self, query: &RouteQuery) -> Route {
-        // SAFETY: all zero is a valid value of this plain C struct.
-        let mut params: FibParams = unsafe { core::mem::zeroed() };
+    fn look_up(&self, query: &RouteQuery, params: &mut FibParams) -> i64 {
         params.family = AF_INET;
         params.l4_protocol = query.protocol;
         params.sport = query.sport.raw();
@@ -67,9 +74,36 @@ impl Network for Kernel {
         params.__bindgen_anon_2.tos = query.tos;
         params.__bindgen_anon_3.ipv4_src = query.src.raw();
         params.__bindgen_anon_4.ipv4_dst = query.dst.raw();
+        let params: *mut FibParams = params;
         // SAFETY: the context is the program's, the struct is initialised and of the given size.
-        let verdict =
-            unsafe { bpf_fib_lookup(self.ctx, &raw mut params, size_of::<FibParams>() as i32, 0) };
+        unsafe { bpf_fib_lookup(self.ctx, params, size_of::<FibParams>() as i32, 0) }
+    }
+
+    /// For tc programs and a query of no length: then what is too big for the interface is told
+    /// after the interface (`bpf_skb_fib_lookup` in net/core/filter.c).
+    #[inline(always)]
+    pub(crate) fn egress(&self, query: &RouteQuery) -> Egress {
+        // SAFETY: all zero is a valid value of this plain C struct.
+        let mut params: FibParams = unsafe { core::mem::zeroed() };
+        let verdict = self.look_up(query, &mut params);
+        if verdict < 0 {
+            return Egress::Unknown;
+        }
+        match verdict as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+                Egress::Interface(params.ifindex)
+            }
+            _ => Egress::None,
+        }
+    }
+}
+
+impl Network for Kernel {
+    #[inline(always)]
+    fn route(&self, query: &RouteQuery) -> Route {
+        // SAFETY: all zero is a valid value of this plain C struct.
+        let mut params: FibParams = unsafe { core::mem::zeroed() };
+        let verdict = self.look_up(query, &mut params);
         // SAFETY (of the union reads): every member is plain bytes, and the kernel has written
         // the one that belongs to the verdict.
         match verdict as u32 {

@@ -287,5 +287,12 @@ const fn size_of_head() -> usize {
 /// On the egress of public interfaces: what the host's own forwarding must not let out.
 #[classifier]
 pub(crate) fn natgw_guard(ctx: TcContext) -> i32 {
-    guard::run(&ctx)
+    guard::outer(&ctx)
+}
+
+/// On the ingress of private interfaces: what the host's own forwarding might let out where there
+/// is no guard yet.
+#[classifier]
+pub(crate) fn natgw_inside(ctx: TcContext) -> i32 {
+    guard::inner(&ctx)
 }

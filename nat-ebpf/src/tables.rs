@@ -28,8 +28,8 @@ use nat_common::{
 
 use crate::maps::{
     ADDRESSES, BINDINGS, BUSY_PORTS, CONTROL, COUNTERS, DRAFT, EXEMPT, FLOW_CACHE, FORWARDS,
-    FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, ONE_TO_ONE, PERMITS, POOL_MEMBERS,
-    POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS, REFUSED_PORTS, SESSIONS, SNAT,
+    FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, ONE_TO_ONE, OTHER_LINKS, PERMITS,
+    POOL_MEMBERS, POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS, REFUSED_PORTS, SESSIONS, SNAT,
 };
 
 /// The kernel as the engine's surroundings. Holds the context for the helpers that want it.
@@ -108,6 +108,12 @@ impl Tables for Kernel {
     #[inline(always)]
     fn interface_in(&self, slot: u16) -> Option<&Interface> {
         INTERFACES.get(u32::from(slot))
+    }
+
+    #[inline(always)]
+    fn other_link(&self, ifindex: u32) -> bool {
+        // SAFETY: see above.
+        unsafe { OTHER_LINKS.get(ifindex) }.is_some()
     }
 
     #[inline(always)]

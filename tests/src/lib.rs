@@ -7,6 +7,7 @@ pub mod exchange;
 pub mod frames;
 pub mod generator;
 pub mod kernel;
+pub mod links;
 pub mod mirror;
 pub mod packet_socket;
 pub mod stream;

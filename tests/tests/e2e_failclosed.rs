@@ -2,22 +2,40 @@
 //! whether the gateway runs, was stopped or was killed, until it is detached.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use nat_tests::frames::{Path, mutated, untranslatable};
+use nat_tests::frames::{Path, flag, mutated, untranslatable};
+use nat_tests::links::remake_public_interface;
 use nat_tests::stream::{Stream, echo_server};
 use nat_tests::wiring::{QUIET, SOON, Wiring, at_server};
+use nix::sys::signal::Signal;
 use rstest::rstest;
 use xtask::lab::{
-    Frame, GATEWAY_PRIVATE, Lab, LabOptions, SERVER, Sniffer, client_address, dns, send_frames,
+    Frame, GATEWAY_PRIVATE, Gateway, Lab, LabOptions, SERVER, Sniffer, client_address, dns,
+    send_frames,
 };
 
 /// What the daemon is doing when the frames come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Daemon {
     Running,
+    /// By SIGSTOP: alive, and deaf.
+    Halted,
     Stopped,
     Killed,
+}
+
+impl Daemon {
+    fn come_to_this(self, gateway: &mut Gateway) -> Result<()> {
+        match self {
+            Self::Running => {}
+            Self::Halted => gateway.signal(Signal::SIGSTOP)?,
+            Self::Stopped => assert!(gateway.sigterm()?.success()),
+            Self::Killed => assert!(!gateway.sigkill()?.success()),
+        }
+        Ok(())
+    }
 }
 
 /// A lab whose host forwards by itself: what the gateway lets through, leaves.
@@ -80,11 +98,7 @@ fn twenty_thousand_broken_frames_leave_no_protected_source_outside(
     let outside = Sniffer::start(router, interface)?;
     let mut gateway = lab.start_natgw(&lab.config())?;
     let stream = Stream::start(lab.client(2), at_server(7))?;
-    match daemon {
-        Daemon::Running => {}
-        Daemon::Stopped => assert!(gateway.sigterm()?.success()),
-        Daemon::Killed => assert!(!gateway.sigkill()?.success()),
-    }
+    daemon.come_to_this(&mut gateway)?;
     let frames = mutated(&path, 20_000, 0x6e61_7467_7721);
     let translating = daemon != Daemon::Stopped;
     send_beside(&lab, &frames, translating.then_some(names.port()))?;
@@ -106,11 +120,7 @@ fn no_kind_of_stateless_or_malformed_packet_leaves_untranslated(
     let lab = lab(wiring)?;
     let path = Path::outward(&lab)?;
     let mut gateway = lab.start_natgw(&lab.config())?;
-    match daemon {
-        Daemon::Running => {}
-        Daemon::Stopped => assert!(gateway.sigterm()?.success()),
-        Daemon::Killed => assert!(!gateway.sigkill()?.success()),
-    }
+    daemon.come_to_this(&mut gateway)?;
     let (router, interface) = lab.outside();
     for (kind, frame) in untranslatable(&path) {
         let outside = Sniffer::start(router, interface)?;
@@ -195,5 +205,70 @@ fn detach_takes_everything_off_and_gives_the_host_back_its_settings(
     outside.wait_for(SOON, |frame| {
         frame.source() == Some(client_address(1)) && frame.destination() == Some(SERVER)
     })?;
+    Ok(())
+}
+
+/// In no rule: what the host forwards of it shows that the way is open.
+const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 20, 0, 9);
+
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn a_public_interface_made_anew_lets_no_protected_source_out(
+    #[values(Daemon::Running, Daemon::Halted, Daemon::Stopped, Daemon::Killed)] daemon: Daemon,
+) -> Result<()> {
+    const ROUNDS: usize = 5;
+    const STRANGERS: usize = 300;
+    let lab = lab(Wiring::TwoArmed)?;
+    let names = dns::DnsServer::start(lab.server(), 53)?;
+    let path = Path::outward(&lab)?;
+    let stranger = Path { source: STRANGER, ..path };
+    let frames: Vec<_> = (5000..5010)
+        .flat_map(|port| {
+            [
+                stranger.udp(port, 9, b"in the open"),
+                path.udp(port, 9, b"private"),
+                path.tcp(port, 9, flag::SYN, &[]),
+                path.tcp(port, 9, flag::ACK, b"private"),
+                path.echo_request(port, 1),
+                path.raw(47, b"private"),
+            ]
+        })
+        .collect();
+    let mut gateway = lab.start_natgw(&lab.config())?;
+    daemon.come_to_this(&mut gateway)?;
+    let over = AtomicBool::new(false);
+    let leaks = std::thread::scope(|scope| -> Result<Vec<Frame>> {
+        let sending = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                send_frames(lab.client(1), "eth0", &frames)?;
+            }
+            anyhow::Ok(())
+        });
+        let round = |number| {
+            let (router, interface) = lab.outside();
+            let outside = remake_public_interface(&lab, || Sniffer::start(router, interface))?;
+            outside
+                .wait_for_count(SOON, STRANGERS, |frame| frame.source() == Some(STRANGER))
+                .with_context(|| format!("the way is open, round {number}"))?;
+            leaks(&lab, outside.stop()?)
+        };
+        let rounds: Result<Vec<_>> = (0..ROUNDS).map(round).collect();
+        over.store(true, Ordering::Relaxed);
+        sending.join().expect("the sender does not panic")?;
+        Ok(rounds?.concat())
+    })?;
+    let first = leaks.first().map(|frame| &frame.bytes);
+    assert!(leaks.is_empty(), "{} leaks, first {first:02x?}", leaks.len());
+    match daemon {
+        Daemon::Running => {}
+        Daemon::Halted => gateway.signal(Signal::SIGCONT)?,
+        Daemon::Stopped | Daemon::Killed => gateway = lab.start_natgw(&lab.config())?,
+    }
+    gateway.wait_for(&["status"], SOON, |status| status["state"] == "ready")?;
+    let exchanges = dns::exchange(lab.client(1), at_server(names.port()), 20, SOON)?;
+    assert_eq!((exchanges.lost(), exchanges.seen_as), (0, Some(lab.eip())), "it translates again");
+    if daemon != Daemon::Running {
+        assert!(gateway.counter("packets_guarded")? + gateway.counter("drops.egress_unknown")? > 0);
+    }
     Ok(())
 }

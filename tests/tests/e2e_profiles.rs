@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nat_tests::frames::{Path, flag};
+use nat_tests::links::remake_public_interface;
 use nat_tests::stream::{Stream, connect, echo, echo_server};
 use nat_tests::wiring::{QUIET, SOON, Wiring, at_server};
 use rstest::rstest;
 use serde_json::Value;
-use xtask::lab::{
-    Frame, Lab, LabOptions, Namespace, ROUTER_PUBLIC, Sniffer, client_address, dns, http,
-};
+use xtask::lab::{Frame, Lab, LabOptions, Namespace, Sniffer, client_address, dns, http};
 
 fn rfc(lab: &Lab) -> String {
     lab.config().replace("[gateway]\n", "[gateway]\nprofile = \"rfc\"\n")
@@ -256,23 +255,6 @@ fn an_address_that_the_host_loses_is_lost() -> Result<()> {
     Ok(())
 }
 
-/// Removes the gateway's public interface with its peer and makes them anew.
-fn replace_public_interface(lab: &Lab) -> Result<()> {
-    let (gateway, router) = (lab.gateway(), lab.router());
-    gateway.ip_batch(&format!(
-        "link add wan0 type veth peer name pub0 netns {}\naddr add 198.51.100.2/24 dev wan0\n\
-         link set wan0 up\n",
-        router.name()
-    ))?;
-    router.ip_batch(&format!("addr add {ROUTER_PUBLIC}/24 dev pub0\nlink set pub0 up\n"))?;
-    for (namespace, interface) in [(gateway, "wan0"), (router, "pub0")] {
-        let off = ["tx", "off", "tso", "off", "gso", "off", "txvlan", "off"];
-        namespace.check(["ethtool", "-K", interface].into_iter().chain(off))?;
-    }
-    router.check(["ethtool", "-K", "pub0", "gro", "on"])?;
-    gateway.ip_batch("route replace default via 198.51.100.1\n")
-}
-
 #[test]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn an_interface_that_is_made_anew_is_attached_again_with_its_sessions() -> Result<()> {
@@ -283,7 +265,7 @@ fn an_interface_that_is_made_anew_is_attached_again_with_its_sessions() -> Resul
     lab.gateway().ip_batch("link del wan0\n")?;
     gateway.wait_for(&["status"], SOON, |status| status["state"] == "degraded")?;
     let sessions = gateway.json(&["flows"])?;
-    replace_public_interface(&lab)?;
+    remake_public_interface(&lab, || Ok(()))?;
     gateway.wait_for(&["status"], SOON, |status| status["state"] == "ready")?;
     stream.wait_for_more(20)?;
     let after = gateway.json(&["flows"])?;

@@ -75,7 +75,7 @@ fn no_program_costs_the_verifier_a_tenth_more_than_its_budget() -> Result<()> {
 
     let stages = maps::STAGE_PROGRAMS.iter().map(|(_, name)| *name);
     let stages: Vec<&str> = stages.chain([maps::ENTRY_PROGRAM]).collect();
-    let alone = [maps::REAPER_PROGRAM, maps::GUARD_PROGRAM];
+    let alone = [maps::REAPER_PROGRAM, maps::GUARD_PROGRAM, maps::INNER_GUARD_PROGRAM];
     for (name, walked) in stages
         .iter()
         .chain(&alone)

@@ -77,9 +77,9 @@ impl Guarded {
     }
 }
 
-fn no_protected_source_passes(arms: Arms) -> Result<()> {
-    let gateway = Guarded::start(arms)?;
-    let protected = [
+/// All that only translation may let out.
+fn protected() -> Vec<Packet> {
+    vec![
         Packet::udp((HOST, 5000), (REMOTE, 53)),
         Packet::tcp((OTHER_HOST, 5000), (REMOTE, 80), 2),
         Packet::tcp((HOST, 5000), (REMOTE, 80), 0),
@@ -89,7 +89,12 @@ fn no_protected_source_passes(arms: Arms) -> Result<()> {
         Packet { options: vec![1; 40], ..Packet::udp((HOST, 5000), (REMOTE, 53)) },
         Packet::udp((SERVER, 5000), (REMOTE, 53)),
         Packet::error(HOST, REMOTE, 3, 3, &Packet::udp((REMOTE, 1), (HOST, 2)).packet(), 28),
-    ];
+    ]
+}
+
+fn no_protected_source_passes(arms: Arms) -> Result<()> {
+    let gateway = Guarded::start(arms)?;
+    let protected = protected();
     for packet in &protected {
         gateway.send_inside(packet)?;
     }
@@ -153,5 +158,45 @@ fn no_icmp_error_of_the_host_quotes_a_protected_address_outside() -> Result<()> 
     let out = gateway.came_out()?;
     assert!(out.iter().all(|(_, to)| *to == REMOTE), "{out:?}");
     assert_eq!(gateway.guarded()?, 1, "a quote of strangers is let go");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test prog"]
+fn the_inner_guard_stops_what_would_leave_by_an_interface_that_is_not_known() -> Result<()> {
+    let mut gateway = Guarded::start(Arms::Two)?;
+    let (inside, outside) = (gateway.kernel.inside, gateway.kernel.outside);
+    let datapath = &mut gateway.kernel.datapath;
+    datapath.attach_inner_guard(inside, "inside")?;
+    // As a public interface made anew is.
+    datapath.detach_guard("outside")?;
+    datapath.clear_interface(outside)?;
+    let protected = protected();
+    for packet in &protected {
+        gateway.send_inside(packet)?;
+    }
+    let large = Packet { data: vec![1; 2000], ..Packet::udp((HOST, 1), (REMOTE, 2)) };
+    for mut fragment in large.fragments(1000) {
+        fragment[..6].copy_from_slice(&own_mac(gateway.private).0);
+        gateway.inside.send(&fragment)?;
+    }
+    let exempt = Ip4::new([10, 99, 0, 1]);
+    gateway.send_inside(&Packet::udp((HOST, 5000), (exempt, 53)))?;
+    assert_eq!(gateway.came_out()?, [(HOST, exempt)], "and strangers pass, too");
+    let stopped = protected.len() as u64 + 3;
+    assert_eq!(gateway.guarded()?, stopped, "each is counted");
+
+    // To the host, to another private network, and to nowhere: the stack knows what to do.
+    gateway.send_inside(&Packet::udp((HOST, 5000), (GATEWAY, 53)))?;
+    gateway.send_inside(&Packet::udp((HOST, 5000), (Ip4::new([172, 16, 0, 1]), 53)))?;
+    gateway.send_inside(&Packet::udp((HOST, 5000), (Ip4::new([239, 1, 1, 1]), 53)))?;
+    gateway.send_inside(&Packet::udp((HOST, 5000), (Ip4::new([255; 4]), 53)))?;
+    assert_eq!(gateway.came_out()?, []);
+    assert_eq!(gateway.guarded()?, stopped);
+
+    gateway.kernel.datapath.set_other_links(&[outside].into())?;
+    gateway.send_inside(&protected[0])?;
+    assert_eq!(gateway.came_out()?, [(HOST, REMOTE)], "row 8: none of the gateway's interfaces");
+    assert_eq!(gateway.guarded()?, stopped);
     Ok(())
 }

@@ -50,6 +50,7 @@ pub struct World {
     pub control: Control,
     /// By slot.
     pub interfaces: BTreeMap<u32, Interface>,
+    pub other_links: HashSet<u32>,
     pub host_addresses: HashMap<Ip4, HostAddress>,
     pub public_addresses: HashMap<Ip4, PublicAddress>,
     pub addresses: BTreeMap<u32, Address>,
@@ -98,6 +99,7 @@ impl Default for World {
             seed: Cell::new(1),
             control: Control::zeroed(),
             interfaces: BTreeMap::new(),
+            other_links: HashSet::new(),
             host_addresses: HashMap::new(),
             public_addresses: HashMap::new(),
             addresses: BTreeMap::new(),
@@ -175,6 +177,10 @@ impl Tables for World {
 
     fn interface_in(&self, slot: u16) -> Option<&Interface> {
         self.interfaces.get(&u32::from(slot))
+    }
+
+    fn other_link(&self, ifindex: u32) -> bool {
+        self.other_links.contains(&ifindex)
     }
 
     fn host_address(&self, address: Ip4) -> Option<HostAddress> {

@@ -71,7 +71,8 @@ fn may_ask(parsed: &Parsed) -> bool {
     opens && parsed.fault.is_none() && parsed.fragment != Fragment::Later && parsed.ip.ttl > 1
 }
 
-/// Row 7: by a public interface a session, by a private one the host's stack.
+/// Row 7: by a public interface a session, by a private one the host's stack; and so by one that is
+/// known to be none of the gateway's (row 8).
 #[inline(always)]
 fn outbound<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed, rule: SnatRule) -> Step {
     let query = deliver::query(packet, parsed, &parsed.key.tuple);
@@ -85,6 +86,10 @@ fn outbound<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed, rule: S
         Route::Hop { ifindex, .. } | Route::NoNeighbour { ifindex, .. } => {
             match env.interface(ifindex) {
                 Some(interface) if interface.role & role::PUBLIC != 0 => ifindex,
+                // A public interface made anew has no guard until the daemon has seen it.
+                None if !env.other_link(ifindex) => {
+                    return Step::drop(DropReason::EgressUnknown, Side::Source, parsed.length);
+                }
                 _ => return Step::host(Side::Source, parsed.length),
             }
         }

@@ -264,6 +264,36 @@ fn row_7_a_large_packet_to_a_private_route_is_left_to_the_hosts_stack() {
 }
 
 #[test]
+fn row_8_a_route_by_an_interface_of_none_of_the_gateways_is_left_to_the_hosts_stack() {
+    const TUNNEL: u32 = 9;
+    let mut gateway = Gateway::two_armed();
+    gateway.world.ways[2].ifindex = TUNNEL;
+    gateway.world.other_links.insert(TUNNEL);
+    let packet = Packet::udp((HOST, 5000), (REMOTE, 53));
+    untouched(&gateway.out(&packet), &packet);
+}
+
+#[test]
+fn a_route_by_an_interface_that_nobody_knows_yet_is_no_way_out_for_what_is_protected() {
+    for mut gateway in Gateway::both() {
+        gateway.world.ways[2].ifindex = 9;
+        for known_neighbour in [true, false] {
+            if !known_neighbour {
+                gateway.world.neighbours.remove(&crate::gateway::ROUTER);
+            }
+            let packet = Packet::udp((HOST, 5000), (REMOTE, 53));
+            assert_eq!(gateway.refused_out(&packet), DropReason::EgressUnknown);
+            let stray = Packet::tcp((HOST, 5000), (REMOTE, 80), ACK);
+            assert_eq!(gateway.refused_out(&stray), DropReason::EgressUnknown);
+        }
+        let stranger = Packet::udp((ip(172, 20, 0, 1), 5000), (REMOTE, 53));
+        untouched(&gateway.out(&stranger), &stranger);
+        let exempt = Packet::udp((HOST, 5000), (PEERED, 53));
+        untouched(&gateway.out(&exempt), &exempt);
+    }
+}
+
+#[test]
 fn row_8_everything_else_is_left_to_the_hosts_stack() {
     for gateway in Gateway::both() {
         let uncovered = Packet::udp((ip(172, 20, 0, 1), 5000), (REMOTE, 53));

@@ -246,6 +246,11 @@ impl Tables for Env {
     }
 
     #[inline(always)]
+    fn other_link(&self, ifindex: u32) -> bool {
+        self.0.other_link(ifindex)
+    }
+
+    #[inline(always)]
     fn host_address(&self, address: Ip4) -> Option<HostAddress> {
         let found = self.0.host_address(address);
         if let Some(note) = note(kind::HOST_ADDRESS) {

@@ -35,6 +35,10 @@ impl Port {
     pub(super) const fn is_public(&self) -> bool {
         matches!(self.role, Role::Public | Role::Both)
     }
+
+    pub(super) const fn is_private(&self) -> bool {
+        matches!(self.role, Role::Private | Role::Both)
+    }
 }
 
 /// `auto` is native until there is a tc hook.
@@ -58,6 +62,9 @@ impl Gateway {
         let interface = interface_value(&link, port.role, &self.snapshot);
         if port.is_public() {
             self.datapath.attach_guard(link.ifindex, name)?;
+        }
+        if port.is_private() {
+            self.datapath.attach_inner_guard(link.ifindex, name)?;
         }
         self.state.turn_on(&self.state_path, name)?;
         self.datapath.set_interface(&interface)?;
@@ -153,6 +160,15 @@ impl Gateway {
     pub(super) fn write_host_addresses(&mut self) -> Result<()> {
         let wanted = host_addresses(&self.snapshot);
         self.datapath.set_host_addresses(&wanted).context("cannot tell the dataplane of the host")
+    }
+
+    /// Writes which interfaces are none of the gateway's. One that is down may yet be renamed, and
+    /// no route leaves by it.
+    pub(super) fn write_other_links(&mut self) -> Result<()> {
+        let links = self.snapshot.links.values();
+        let others = links.filter(|link| link.up && !self.ports.contains_key(&link.name));
+        let others = others.map(|link| link.ifindex).collect();
+        self.datapath.set_other_links(&others).context("cannot tell the dataplane of the host")
     }
 
     pub(super) fn missing_interfaces(&self) -> bool {

@@ -72,10 +72,15 @@ impl Gateway {
         for name in &gone {
             self.release_interface(name)?;
         }
-        // A public interface that is only private now needs no guard.
-        let unguarded = self.ports.iter().filter(|(_, port)| !port.is_public());
-        for name in unguarded.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-            self.datapath.detach_guard(&name)?;
+        self.write_other_links()?;
+        // A public interface that is only private now needs no guard, nor the other way round.
+        for (name, port) in &self.ports {
+            if !port.is_public() {
+                self.datapath.detach_guard(name)?;
+            }
+            if !port.is_private() {
+                self.datapath.detach_inner_guard(name)?;
+            }
         }
         if !added.is_empty() || !gone.is_empty() {
             self.datapath.bump_epoch()?;
@@ -94,6 +99,7 @@ impl Gateway {
             self.datapath.clear_interface(known.ifindex)?;
         }
         self.datapath.detach_guard(name)?;
+        self.datapath.detach_inner_guard(name)?;
         Ok(())
     }
 

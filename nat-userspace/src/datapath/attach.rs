@@ -20,13 +20,15 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp};
 use super::{
     error::{DatapathError, errno},
     load::{guard_mut, kernel_version, xdp_mut},
-    pin::{self, PinDirectory},
+    pin::{self, Guard, PinDirectory},
     syscall,
 };
 
 /// Priority of the guard among the filters of an interface; one of natgw's own, so that it is
 /// found again. Lower numbers run first.
 const GUARD_PRIORITY: u16 = 7;
+/// Behind everything that translates or redirects there.
+const INNER_GUARD_PRIORITY: u16 = 0x7f07;
 const TCX: (u32, u32) = (6, 6);
 
 /// Where in the kernel the entry program runs.
@@ -115,47 +117,63 @@ fn living_link(path: &Path, ifindex: u32) -> Result<Option<FdLink>, DatapathErro
     Ok(Some(link.into()))
 }
 
-/// Puts the guard on the egress of an interface, or gives the one there the new program.
+/// Where a guard hangs, in words and in the kernel's terms.
+const fn place(guard: Guard) -> (&'static str, TcAttachType) {
+    match guard {
+        Guard::Outer => ("the guard to the egress", TcAttachType::Egress),
+        Guard::Inner => ("the inner guard to the ingress", TcAttachType::Ingress),
+    }
+}
+
+fn not_attached(guard: Guard, interface: &str) -> impl Fn(ProgramError) -> DatapathError {
+    move |error| DatapathError::bpf(format!("attach {} of {interface}", place(guard).0), error)
+}
+
+/// Puts a guard on an interface, or gives the one there the new program.
 pub(super) fn attach_guard(
     bpf: &mut Ebpf,
     pins: &PinDirectory,
     name: &str,
+    guard: Guard,
     ifindex: u32,
     interface: &str,
 ) -> Result<(), DatapathError> {
     if has_tcx() {
-        attach_guard_link(bpf, pins, ifindex, interface)
+        attach_guard_link(bpf, pins, guard, ifindex, interface)
     } else {
-        attach_guard_filter(bpf, pins, name, interface)
+        attach_guard_filter(bpf, pins, name, guard, interface)
     }
 }
 
 fn attach_guard_link(
     bpf: &mut Ebpf,
     pins: &PinDirectory,
+    guard: Guard,
     ifindex: u32,
     interface: &str,
 ) -> Result<(), DatapathError> {
-    let failed = |error: ProgramError| {
-        DatapathError::bpf(format!("attach the guard to the egress of {interface}"), error)
-    };
-    let path = pins.guard_link(interface);
+    let failed = not_attached(guard, interface);
+    let path = pins.guard_link(guard, interface);
     if let Some(link) = living_link(&path, ifindex)? {
         let link = SchedClassifierLink::try_from(link).map_err(|error| {
             DatapathError::bpf(format!("use the link of the guard on {interface}"), error)
         })?;
-        let guard = guard_mut(bpf)?;
-        return guard
+        let program = guard_mut(bpf, guard)?;
+        return program
             .attach_to_link(link)
-            .and_then(|id| guard.take_link(id))
+            .and_then(|id| program.take_link(id))
             .map(drop)
             .map_err(failed);
     }
-    let guard = guard_mut(bpf)?;
-    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let link = guard
-        .attach_with_options(interface, TcAttachType::Egress, options)
-        .and_then(|id| guard.take_link(id))
+    let program = guard_mut(bpf, guard)?;
+    let order = match guard {
+        Guard::Outer => LinkOrder::first(),
+        // Behind what translates there.
+        Guard::Inner => LinkOrder::last(),
+    };
+    let link = program
+        .attach_with_options(interface, place(guard).1, TcAttachOptions::TcxOrder(order))
+        .and_then(|id| program.take_link(id))
         .map_err(failed)?;
     let link = FdLink::try_from(link).map_err(|error| {
         DatapathError::bpf(format!("get a link for the guard on {interface}"), error)
@@ -171,35 +189,37 @@ fn attach_guard_filter(
     bpf: &mut Ebpf,
     pins: &PinDirectory,
     name: &str,
+    guard: Guard,
     interface: &str,
 ) -> Result<(), DatapathError> {
-    let failed = |error: ProgramError| {
-        DatapathError::bpf(format!("attach the guard to the egress of {interface}"), error)
-    };
+    let failed = not_attached(guard, interface);
     if let Err(error) = tc::qdisc_add_clsact(interface)
         && errno(&error) != Some(libc::EEXIST)
     {
         return Err(failed(error.into()));
     }
-    let guard = guard_mut(bpf)?;
-    let note = pins.guard_filter(interface);
+    let program = guard_mut(bpf, guard)?;
+    let note = pins.guard_filter(guard, interface);
     pin::remove(&note)?;
-    guard
+    program
         .pin(&note)
         .map_err(|error| DatapathError::bpf(format!("pin {}", note.display()), error))?;
-    let present = guard_filter(name, interface)
+    let present = guard_filter(name, guard, interface)
         .map_err(|error| DatapathError::call(format!("find {interface}"), error))?;
-    let replaced = guard.attach_to_link(present);
+    let replaced = program.attach_to_link(present);
     let id = match replaced {
         Ok(id) => id,
         Err(_none_yet) => {
-            let options =
-                NlOptions { priority: GUARD_PRIORITY, handle: guard_handle(name), classid: None };
+            let options = NlOptions {
+                priority: guard_priority(guard),
+                handle: guard_handle(name),
+                classid: None,
+            };
             let options = TcAttachOptions::Netlink(options);
-            guard.attach_with_options(interface, TcAttachType::Egress, options).map_err(failed)?
+            program.attach_with_options(interface, place(guard).1, options).map_err(failed)?
         }
     };
-    keep_filter(guard, id).map_err(failed)
+    keep_filter(program, id).map_err(not_attached(guard, interface))
 }
 
 /// Dropping the handle would take the filter away, which has to outlive this process.
@@ -212,8 +232,12 @@ fn keep_filter(
 }
 
 /// Takes a guard that is a filter off an interface; one that is gone is as good.
-pub(super) fn remove_guard_filter(name: &str, interface: &str) -> Result<(), DatapathError> {
-    match guard_filter(name, interface) {
+pub(super) fn remove_guard_filter(
+    name: &str,
+    guard: Guard,
+    interface: &str,
+) -> Result<(), DatapathError> {
+    match guard_filter(name, guard, interface) {
         // Dropped without `detach`: the answer to a filter that is not there is an error.
         Ok(filter) => {
             drop(filter);
@@ -224,9 +248,17 @@ pub(super) fn remove_guard_filter(name: &str, interface: &str) -> Result<(), Dat
     }
 }
 
-fn guard_filter(name: &str, interface: &str) -> io::Result<SchedClassifierLink> {
+fn guard_filter(name: &str, guard: Guard, interface: &str) -> io::Result<SchedClassifierLink> {
+    let (_, hook) = place(guard);
     let handle = guard_handle(name);
-    SchedClassifierLink::attached(interface, TcAttachType::Egress, GUARD_PRIORITY, handle, None)
+    SchedClassifierLink::attached(interface, hook, guard_priority(guard), handle, None)
+}
+
+const fn guard_priority(guard: Guard) -> u16 {
+    match guard {
+        Guard::Outer => GUARD_PRIORITY,
+        Guard::Inner => INNER_GUARD_PRIORITY,
+    }
 }
 
 /// Gateways of different names may share an interface: each has a handle of its own (FNV-1a).

@@ -16,7 +16,7 @@ use nat_common::{maps, record::FlowRecord};
 
 use super::{
     error::DatapathError,
-    pin::{self, Definition, PINNED, PinDirectory},
+    pin::{self, Definition, Guard, PINNED, PinDirectory},
     refused,
 };
 
@@ -144,9 +144,12 @@ fn load_programs(bpf: &mut Ebpf, verifier_log: Option<&Path>) -> Result<(), Data
         [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM, maps::REAPER_PROGRAM, maps::EMIT_PROGRAM];
     // Pinned: it needs nobody to hold it.
     drop(load_stages(bpf, &others, verifier_log)?);
-    let name = maps::GUARD_PROGRAM;
-    let guard = guard_mut(bpf)?;
-    persist(|| guard.load()).map_err(|error| rejected(name, error, verifier_log))
+    for guard in Guard::BOTH {
+        let program = guard_mut(bpf, guard)?;
+        persist(|| program.load())
+            .map_err(|error| rejected(guard.program(), error, verifier_log))?;
+    }
+    Ok(())
 }
 
 /// The stages, linked to each other, and other XDP programs of the same object. The kernel empties
@@ -209,11 +212,15 @@ pub(super) fn xdp<'a>(bpf: &'a Ebpf, name: &str) -> Result<&'a Xdp, DatapathErro
     }
 }
 
-pub(super) fn guard_mut(bpf: &mut Ebpf) -> Result<&mut SchedClassifier, DatapathError> {
-    match bpf.program_mut(maps::GUARD_PROGRAM) {
+pub(super) fn guard_mut(
+    bpf: &mut Ebpf,
+    guard: Guard,
+) -> Result<&mut SchedClassifier, DatapathError> {
+    match bpf.program_mut(guard.program()) {
         Some(Program::SchedClassifier(program)) => Ok(program),
         _ => {
-            Err(DatapathError::Missing { what: "tc program", name: maps::GUARD_PROGRAM.to_owned() })
+            let name = guard.program().to_owned();
+            Err(DatapathError::Missing { what: "tc program", name })
         }
     }
 }

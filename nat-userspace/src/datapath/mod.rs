@@ -21,7 +21,7 @@ pub(crate) mod tables;
 mod trace;
 
 use std::{
-    collections::{self, BTreeMap},
+    collections::{self, BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Duration,
@@ -53,7 +53,7 @@ pub use slow::{SlowPathView, Waiting};
 pub use trace::{Traced, Tracer, TracerSource};
 
 use cache::CacheReader;
-use pin::PinDirectory;
+use pin::{Guard, PinDirectory};
 use tables::{Kern, Tables};
 
 type Result<T, E = DatapathError> = std::result::Result<T, E>;
@@ -87,7 +87,7 @@ pub struct Datapath {
     generation: u32,
     tables: Tables,
     attached: BTreeMap<String, AttachMode>,
-    guarded: Vec<String>,
+    guarded: BTreeSet<(Guard, String)>,
     slow_path: Option<slow::SlowPathDevice>,
     /// There from the moment on in which `control` says so.
     cache: Option<CacheReader>,
@@ -113,7 +113,7 @@ impl Datapath {
             generation,
             tables,
             attached: BTreeMap::new(),
-            guarded: Vec::new(),
+            guarded: BTreeSet::new(),
             slow_path: None,
             cache: None,
         };
@@ -167,15 +167,26 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts the guard on the egress of an interface, or updates the one that is there.
+    /// Puts the guard on the egress of a public interface, or updates the one that is there.
     ///
     /// # Errors
     /// As the kernel gives them.
     pub fn attach_guard(&mut self, ifindex: u32, interface: &str) -> Result<()> {
-        attach::attach_guard(&mut self.bpf, &self.pins, &self.name, ifindex, interface)?;
-        if !self.guarded.iter().any(|guarded| guarded == interface) {
-            self.guarded.push(interface.to_owned());
-        }
+        self.guard(Guard::Outer, ifindex, interface)
+    }
+
+    /// Puts the inner guard on the ingress of a private interface, or updates the one there: it
+    /// holds where a public interface has no guard of its own yet.
+    ///
+    /// # Errors
+    /// As the kernel gives them.
+    pub fn attach_inner_guard(&mut self, ifindex: u32, interface: &str) -> Result<()> {
+        self.guard(Guard::Inner, ifindex, interface)
+    }
+
+    fn guard(&mut self, guard: Guard, ifindex: u32, interface: &str) -> Result<()> {
+        attach::attach_guard(&mut self.bpf, &self.pins, &self.name, guard, ifindex, interface)?;
+        self.guarded.insert((guard, interface.to_owned()));
         Ok(())
     }
 
@@ -193,13 +204,25 @@ impl Datapath {
     /// # Errors
     /// As the kernel gives them. That the interface is gone is none.
     pub fn detach_guard(&mut self, interface: &str) -> Result<()> {
-        self.guarded.retain(|guarded| guarded != interface);
-        let filter = self.pins.guard_filter(interface);
+        self.unguard(Guard::Outer, interface)
+    }
+
+    /// Takes the inner guard off the ingress of an interface.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn detach_inner_guard(&mut self, interface: &str) -> Result<()> {
+        self.unguard(Guard::Inner, interface)
+    }
+
+    fn unguard(&mut self, guard: Guard, interface: &str) -> Result<()> {
+        self.guarded.remove(&(guard, interface.to_owned()));
+        let filter = self.pins.guard_filter(guard, interface);
         if filter.exists() {
-            attach::remove_guard_filter(&self.name, interface)?;
+            attach::remove_guard_filter(&self.name, guard, interface)?;
             pin::remove(&filter)?;
         }
-        pin::remove_link(&self.pins.guard_link(interface))
+        pin::remove_link(&self.pins.guard_link(guard, interface))
     }
 
     /// Interfaces that this process has attached, with their modes.
@@ -219,9 +242,11 @@ impl Datapath {
                 self.detach_xdp(&interface)?;
             }
         }
-        for interface in self.pins.guard_interfaces()? {
-            if !self.guarded.contains(&interface) {
-                self.detach_guard(&interface)?;
+        for guard in Guard::BOTH {
+            for interface in self.pins.guard_interfaces(guard)? {
+                if !self.guarded.contains(&(guard, interface.clone())) {
+                    self.unguard(guard, &interface)?;
+                }
             }
         }
         for generation in self.pins.stage_generations()? {
@@ -234,9 +259,12 @@ impl Datapath {
             pin::remove(&path)?;
             pinned(load::xdp_mut(&mut self.bpf, name)?.pin(&path), &path)?;
         }
-        let path = self.pins.program(maps::GUARD_PROGRAM);
-        pin::remove(&path)?;
-        pinned(load::guard_mut(&mut self.bpf)?.pin(&path), &path)
+        for guard in Guard::BOTH {
+            let path = self.pins.program(guard.program());
+            pin::remove(&path)?;
+            pinned(load::guard_mut(&mut self.bpf, guard)?.pin(&path), &path)?;
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -497,6 +525,24 @@ impl Datapath {
         }
         for address in present.keys().filter(|address| !wanted.contains_key(address)) {
             table.remove(&Kern(*address)).map_err(failed())?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the list of interfaces that are none of the gateway's: what they are told from is a
+    /// public interface that has been made anew.
+    ///
+    /// # Errors
+    /// Where there are more than the table holds; those without room are taken for unknown.
+    pub fn set_other_links(&mut self, wanted: &BTreeSet<u32>) -> Result<()> {
+        let table = &mut self.tables.other_links;
+        let failed = || map_error("write the list of other interfaces");
+        let present = tables::read_hash(table).map_err(failed())?;
+        for ifindex in present.keys().filter(|ifindex| !wanted.contains(ifindex)) {
+            table.remove(&Kern(*ifindex)).map_err(failed())?;
+        }
+        for ifindex in wanted.iter().filter(|ifindex| !present.contains_key(ifindex)) {
+            table.insert(Kern(*ifindex), Kern(1), 0).map_err(failed())?;
         }
         Ok(())
     }

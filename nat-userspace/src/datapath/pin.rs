@@ -27,6 +27,7 @@ pub(super) const PINNED: &[&str] = &[
     maps::HOSTS,
     maps::INTERFACES,
     maps::EGRESS,
+    maps::OTHER_LINKS,
     maps::HOST_ADDRESSES,
     maps::PUBLIC_ADDRESSES,
     maps::ADDRESSES,
@@ -50,9 +51,41 @@ const ASIDE: &str = "aside-";
 const STAGE_TABLE: &str = "stages-";
 const PROGRAM: &str = "prog-";
 const XDP_LINK: &str = "link-xdp-";
-const GUARD_LINK: &str = "link-guard-";
-/// A guard attached by netlink, before TCX: the pinned program's name carries the interface's.
-const GUARD_FILTER: &str = "guard-filter-";
+
+/// The two guards of the guarantee, each a tc program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Guard {
+    /// On the egress of a public interface.
+    Outer,
+    /// On the ingress of a private one.
+    Inner,
+}
+
+impl Guard {
+    pub(super) const BOTH: [Self; 2] = [Self::Outer, Self::Inner];
+
+    pub(super) const fn program(self) -> &'static str {
+        match self {
+            Self::Outer => maps::GUARD_PROGRAM,
+            Self::Inner => maps::INNER_GUARD_PROGRAM,
+        }
+    }
+
+    const fn link(self) -> &'static str {
+        match self {
+            Self::Outer => "link-guard-",
+            Self::Inner => "link-inside-",
+        }
+    }
+
+    /// One attached by netlink, before TCX: the pinned program's name carries the interface's.
+    const fn filter(self) -> &'static str {
+        match self {
+            Self::Outer => "guard-filter-",
+            Self::Inner => "inside-filter-",
+        }
+    }
+}
 
 /// Everything of one gateway: `BPF_DIR/NAME/v{LAYOUT}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,10 +148,12 @@ impl PinDirectory {
         let Some(parent) = self.path.parent() else { return Ok(()) };
         for found in entries(parent)?.iter().filter(|found| found.starts_with(ASIDE)) {
             let old = Self { path: parent.join(found) };
-            for interface in old.interfaces(GUARD_FILTER)? {
-                // There is one filter of a gateway at most, and it may be the new one.
-                if self.guard_filter(&interface).exists() {
-                    remove(&old.guard_filter(&interface))?;
+            for guard in Guard::BOTH {
+                for interface in old.interfaces(guard.filter())? {
+                    // There is one filter of a gateway at most, and it may be the new one.
+                    if self.guard_filter(guard, &interface).exists() {
+                        remove(&old.guard_filter(guard, &interface))?;
+                    }
                 }
             }
             old.remove_all(name)?;
@@ -138,12 +173,12 @@ impl PinDirectory {
         self.path.join(format!("{XDP_LINK}{interface}"))
     }
 
-    pub(super) fn guard_link(&self, interface: &str) -> PathBuf {
-        self.path.join(format!("{GUARD_LINK}{interface}"))
+    pub(super) fn guard_link(&self, guard: Guard, interface: &str) -> PathBuf {
+        self.path.join(format!("{}{interface}", guard.link()))
     }
 
-    pub(super) fn guard_filter(&self, interface: &str) -> PathBuf {
-        self.path.join(format!("{GUARD_FILTER}{interface}"))
+    pub(super) fn guard_filter(&self, guard: Guard, interface: &str) -> PathBuf {
+        self.path.join(format!("{}{interface}", guard.filter()))
     }
 
     pub(super) fn stages(&self, generation: u32) -> PathBuf {
@@ -161,10 +196,10 @@ impl PinDirectory {
         self.interfaces(XDP_LINK)
     }
 
-    /// Interfaces that have a guard here, of either kind.
-    pub(super) fn guard_interfaces(&self) -> Result<Vec<String>, DatapathError> {
-        let mut interfaces = self.interfaces(GUARD_LINK)?;
-        interfaces.extend(self.interfaces(GUARD_FILTER)?);
+    /// Interfaces that have this guard here, as a link or as a filter.
+    pub(super) fn guard_interfaces(&self, guard: Guard) -> Result<Vec<String>, DatapathError> {
+        let mut interfaces = self.interfaces(guard.link())?;
+        interfaces.extend(self.interfaces(guard.filter())?);
         Ok(interfaces)
     }
 
@@ -283,12 +318,14 @@ impl PinDirectory {
         for interface in self.xdp_interfaces()? {
             keep(remove_link(&self.xdp_link(&interface)));
         }
-        for interface in self.interfaces(GUARD_FILTER)? {
-            keep(attach::remove_guard_filter(name, &interface));
-            keep(remove(&self.guard_filter(&interface)));
-        }
-        for interface in self.interfaces(GUARD_LINK)? {
-            keep(remove_link(&self.guard_link(&interface)));
+        for guard in Guard::BOTH {
+            for interface in self.interfaces(guard.filter())? {
+                keep(attach::remove_guard_filter(name, guard, &interface));
+                keep(remove(&self.guard_filter(guard, &interface)));
+            }
+            for interface in self.interfaces(guard.link())? {
+                keep(remove_link(&self.guard_link(guard, &interface)));
+            }
         }
         for entry in entries(&self.path)? {
             keep(remove(&self.path.join(entry)));
