@@ -154,7 +154,7 @@ impl Gateway {
             .values()
             .any(|link| self.snapshot.links.get(&link.ifindex).is_some_and(|it| it.up != link.up));
         self.snapshot = snapshot;
-        self.write_other_links()?;
+        self.write_other_links();
         let links_changed = self.follow_links();
         if updown_changed {
             // Nobody heard what was announced on an interface that was down.

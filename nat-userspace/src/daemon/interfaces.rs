@@ -164,11 +164,13 @@ impl Gateway {
 
     /// Writes which interfaces are none of the gateway's. One that is down may yet be renamed, and
     /// no route leaves by it.
-    pub(super) fn write_other_links(&mut self) -> Result<()> {
+    pub(super) fn write_other_links(&mut self) {
         let links = self.snapshot.links.values();
         let others = links.filter(|link| link.up && !self.ports.contains_key(&link.name));
         let others = others.map(|link| link.ifindex).collect();
-        self.datapath.set_other_links(&others).context("cannot tell the dataplane of the host")
+        if let Err(error) = self.datapath.set_other_links(&others) {
+            log::warn!("{error}; what is protected leaves by none of those that are missing");
+        }
     }
 
     pub(super) fn missing_interfaces(&self) -> bool {

@@ -72,7 +72,7 @@ impl Gateway {
         for name in &gone {
             self.release_interface(name)?;
         }
-        self.write_other_links()?;
+        self.write_other_links();
         // A public interface that is only private now needs no guard, nor the other way round.
         for (name, port) in &self.ports {
             if !port.is_public() {

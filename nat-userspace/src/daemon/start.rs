@@ -98,7 +98,7 @@ impl Gateway {
     fn bring_up(&mut self) -> Result<()> {
         let names: Vec<String> =
             self.config.interfaces().into_iter().map(|(name, _)| name.to_owned()).collect();
-        self.write_other_links()?;
+        self.write_other_links();
         for name in &names {
             self.prepare(name)?;
         }
