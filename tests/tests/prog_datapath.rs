@@ -240,6 +240,35 @@ fn a_restart_swaps_the_program_on_the_same_link() -> Result<()> {
     Ok(())
 }
 
+/// As VLAN interfaces have it. The BPF file system takes no names with dots.
+#[test]
+fn an_interface_with_a_dot_in_its_name_is_pinned_adopted_and_let_go_like_others() -> Result<()> {
+    let stage = Stage::new()?;
+    run("ip", "link add in.100 type veth peer name other.100")?;
+    let dotted = index("in.100")?;
+    let attach = |datapath: &mut Datapath| -> Result<()> {
+        datapath.attach_xdp(dotted, "in.100", AttachMode::Native)?;
+        datapath.attach_guard(dotted, "in.100")?;
+        datapath.attach_inner_guard(dotted, "in.100")?;
+        Ok(datapath.retire_previous()?)
+    };
+    let (mut first, _) = stage.open()?;
+    attach(&mut first)?;
+    let before = xdp_on("in.100")?.context("a program")?;
+    drop(first);
+    let (mut second, _) = stage.open()?;
+    attach(&mut second)?;
+    assert_ne!(xdp_on("in.100")?.context("a program")?, before, "the link has the new program");
+    assert_eq!(guards_on("in.100")?.len(), 1);
+    drop(second);
+    // Another run that does not want the interface takes off what is there.
+    let (mut third, _) = stage.open()?;
+    third.retire_previous()?;
+    assert_eq!(xdp_on("in.100")?, None);
+    assert!(guards_on("in.100")?.is_empty());
+    Ok(())
+}
+
 #[test]
 fn another_mode_replaces_the_link() -> Result<()> {
     let stage = Stage::new()?;

@@ -45,7 +45,9 @@ pub(super) const PINNED: &[&str] = &[
     maps::RECORDS,
 ];
 
-// No dots in any name: the kernel keeps them for itself.
+// No dots in any name: the kernel keeps them for itself (`bpf_lookup` in kernel/bpf/inode.c).
+/// Stands for a dot in an interface's name, which cannot have it (`dev_valid_name`).
+const DOT: &str = ":";
 /// What a cold start has put aside, until it has something in its place.
 const ASIDE: &str = "aside-";
 const STAGE_TABLE: &str = "stages-";
@@ -91,6 +93,10 @@ impl Guard {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PinDirectory {
     pub(super) path: PathBuf,
+}
+
+fn pin_name(prefix: &str, interface: &str) -> String {
+    format!("{prefix}{}", interface.replace('.', DOT))
 }
 
 impl PinDirectory {
@@ -170,15 +176,15 @@ impl PinDirectory {
     }
 
     pub(super) fn xdp_link(&self, interface: &str) -> PathBuf {
-        self.path.join(format!("{XDP_LINK}{interface}"))
+        self.path.join(pin_name(XDP_LINK, interface))
     }
 
     pub(super) fn guard_link(&self, guard: Guard, interface: &str) -> PathBuf {
-        self.path.join(format!("{}{interface}", guard.link()))
+        self.path.join(pin_name(guard.link(), interface))
     }
 
     pub(super) fn guard_filter(&self, guard: Guard, interface: &str) -> PathBuf {
-        self.path.join(format!("{}{interface}", guard.filter()))
+        self.path.join(pin_name(guard.filter(), interface))
     }
 
     pub(super) fn stages(&self, generation: u32) -> PathBuf {
@@ -205,7 +211,8 @@ impl PinDirectory {
 
     fn interfaces(&self, prefix: &str) -> Result<Vec<String>, DatapathError> {
         let entries = entries(&self.path)?;
-        Ok(entries.iter().filter_map(|e| e.strip_prefix(prefix)).map(str::to_owned).collect())
+        let pinned = entries.iter().filter_map(|e| e.strip_prefix(prefix));
+        Ok(pinned.map(|name| name.replace(DOT, ".")).collect())
     }
 
     /// Compares what is pinned with what this version's programs want, by map name.
