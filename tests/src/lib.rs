@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the wirings they run over, the traffic that runs beside
 //! them, and the frames that they send.
 
+pub mod alone;
 pub mod another_build;
 pub mod datagrams;
 pub mod exchange;

@@ -1,10 +1,12 @@
 //! The guarantee: no packet with a protected source leaves a public interface, whatever it is,
 //! whether the gateway runs, was stopped or was killed, until it is detached.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use nat_tests::alone::age_heartbeat;
 use nat_tests::frames::{Path, flag, mutated, untranslatable};
 use nat_tests::links::remake_public_interface;
 use nat_tests::stream::{Stream, echo_server};
@@ -269,6 +271,99 @@ fn a_public_interface_made_anew_lets_no_protected_source_out(
     assert_eq!((exchanges.lost(), exchanges.seen_as), (0, Some(lab.eip())), "it translates again");
     if daemon != Daemon::Running {
         assert!(gateway.counter("packets_guarded")? + gateway.counter("drops.egress_unknown")? > 0);
+    }
+    Ok(())
+}
+
+/// What breaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Fault {
+    /// The translating programs are detached by hand.
+    ProgramsDetached,
+    /// The pool's only address is lost to the host.
+    NoAddress,
+    NoRoute,
+    /// It answers no ARP; the frames are more than may wait for it.
+    DeadNextHop,
+    /// The same, and the dataplane believes that its daemon is long dead.
+    DeadNextHopAlone,
+}
+
+impl Fault {
+    fn inflict(self, lab: &Lab, gateway: &mut Gateway) -> Result<()> {
+        let (router, outside) = lab.outside();
+        let public = lab.public_interface();
+        match self {
+            Self::ProgramsDetached => {
+                let layout = std::fs::read_dir(lab.pins_dir())?.next().context("no layout")??;
+                for interface in BTreeSet::from([lab.private_interface(), public]) {
+                    let pin = layout.path().join(format!("link-xdp-{interface}"));
+                    let pin = pin.display().to_string();
+                    lab.gateway().check(["bpftool", "link", "detach", "pinned", &pin])?;
+                    let shown = lab.gateway().check(["ip", "link", "show", "dev", interface])?;
+                    assert!(!shown.contains("xdp"), "{shown}");
+                }
+            }
+            Self::NoAddress => {
+                lab.gateway().ip_batch(&format!("addr del {}/24 dev {public}\n", lab.eip()))?;
+                gateway.wait_for(&["eip", "list"], SOON, |list| list[0]["state"] == "lost")?;
+            }
+            Self::NoRoute => lab.gateway().ip_batch("route del default\n")?,
+            Self::DeadNextHop | Self::DeadNextHopAlone => {
+                router.ip_batch(&format!("link set {outside} arp off\n"))?;
+                if self == Self::DeadNextHopAlone {
+                    gateway.sigkill()?;
+                    age_heartbeat(lab)?;
+                }
+                lab.gateway().ip_batch(&format!("neigh flush dev {public}\n"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn no_fault_of_the_host_or_the_network_lets_a_protected_source_out(
+    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(
+        Fault::ProgramsDetached,
+        Fault::NoAddress,
+        Fault::NoRoute,
+        Fault::DeadNextHop,
+        Fault::DeadNextHopAlone
+    )]
+    fault: Fault,
+) -> Result<()> {
+    let lab = lab(wiring)?;
+    // The host's own, so that it can be lost.
+    lab.gateway().ip_batch(&format!(
+        "addr add {}/24 dev {}\n",
+        lab.eip(),
+        lab.public_interface()
+    ))?;
+    let path = Path::outward(&lab)?;
+    let mut gateway = lab.start_natgw(&lab.config())?;
+    fault.inflict(&lab, &mut gateway)?;
+    let (router, interface) = lab.outside();
+    let outside = Sniffer::start(router, interface)?;
+    let mut frames: Vec<_> = untranslatable(&path).into_iter().map(|(_, frame)| frame).collect();
+    frames.extend((0..3000).map(|n| path.udp(5000 + n, 9, b"private")));
+    frames.extend(mutated(&path, 2000, 0x6e61_7467_7733));
+    send_frames(lab.client(1), "eth0", &frames)?;
+    // Once this is answered, the gateway and its host have dealt with the frames before it.
+    lab.client(1).check(["ping", "-n", "-c", "1", "-W", "5", "10.0.1.1"])?;
+    outside.settle(QUIET)?;
+    let leaks = leaks(&lab, outside.stop()?)?;
+    assert!(leaks.is_empty(), "{} leaks, first {:02x?}", leaks.len(), leaks[0]);
+    match fault {
+        Fault::ProgramsDetached => assert!(gateway.counter("packets_guarded")? > 3000),
+        Fault::NoAddress => assert!(gateway.counter("drops.no_address")? >= 3000),
+        Fault::DeadNextHop => {
+            let lost = |reason: &str| gateway.counter(&format!("drops.{reason}"));
+            assert!(lost("slow_path_unavailable")? > 0, "more than may wait");
+        }
+        Fault::NoRoute | Fault::DeadNextHopAlone => {}
     }
     Ok(())
 }

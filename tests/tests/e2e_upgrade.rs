@@ -6,9 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, Map, MapData};
 use aya::programs::ProgramInfo;
-use nat_common::rules::Control;
+use nat_tests::alone::age_heartbeat;
 use nat_tests::another_build;
 use nat_tests::datagrams::Datagrams;
 use nat_tests::stream::{Stream, connect, echo, echo_server};
@@ -121,18 +120,6 @@ fn death_upgrade_stop_and_reloads_cost_no_session_and_no_packet() -> Result<()> 
     assert_eq!(set.seen_as()?, before, "every session of the set has the port that it had");
     stream.finish()?;
     println!("{} datagrams in {:?}", arrived.sent, arrived.took);
-    Ok(())
-}
-
-/// Takes the gateway's heartbeat back by more than the dataplane waits for one.
-fn age_heartbeat(lab: &Lab) -> Result<()> {
-    const LENGTH: usize = size_of::<Control>();
-    let directory = std::fs::read_dir(lab.pins_dir())?.next().context("no layout")??.path();
-    let map = Map::from_map_data(MapData::from_pin(directory.join("control"))?)?;
-    let mut map: Array<_, [u8; LENGTH]> = Array::try_from(map)?;
-    let mut control: Control = bytemuck::pod_read_unaligned(&map.get(&0, 0)?);
-    control.heartbeat = control.heartbeat.wrapping_sub(600 * control.hz);
-    map.set(0, <[u8; LENGTH]>::try_from(bytemuck::bytes_of(&control))?, 0)?;
     Ok(())
 }
 

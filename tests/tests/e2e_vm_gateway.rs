@@ -4,6 +4,7 @@
 use std::io::{Read as _, Write as _};
 
 use anyhow::{Context as _, Result};
+use nat_tests::links::put_on_vlans;
 use nat_tests::stream;
 use nat_tests::wiring::{QUIET, SOON, Wiring, at_server};
 use rstest::rstest;
@@ -115,5 +116,44 @@ fn a_connection_lives_through_a_killed_daemon_and_its_successor() -> Result<()> 
     connection.flush()?;
     connection.shutdown(std::net::Shutdown::Write)?;
     assert_eq!(connection.read(&mut [0; 1])?, 0, "the server closes, too");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn vlan_interfaces_are_interfaces_like_others() -> Result<()> {
+    let lab =
+        Wiring::TwoArmed.lab_with(LabOptions { ip_forward: true, ..LabOptions::default() })?;
+    if !put_on_vlans(&lab)? {
+        println!("not run: this kernel has no VLAN (8021q)");
+        return Ok(());
+    }
+    let _web = http::HttpServer::start(lab.server(), 80)?;
+    let names = dns::DnsServer::start(lab.server(), 53)?;
+    let config = lab
+        .config()
+        .replace("\"lan0\"", "\"lan0.100\"")
+        .replace("\"wan0\"", "\"wan0.200\"")
+        .replace("\"native\"", "\"generic\"");
+    let mut gateway = lab.start_natgw(&config)?;
+    let file = lab.dir().join("download");
+    let url = format!("http://{SERVER}/bytes/{BYTES}");
+    lab.client(1).check(["curl", "-sS", "--fail", "-o", &file.display().to_string(), &url])?;
+    assert_eq!(http::file_digest(&file)?, http::content_digest(BYTES));
+    let exchanges = dns::exchange(lab.client(2), at_server(names.port()), 200, SOON)?;
+    assert_eq!((exchanges.lost(), exchanges.seen_as), (0, Some(lab.eip())));
+    let server = SERVER.to_string();
+    let ping = ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "1", &server];
+    lab.client(1).check(ping)?;
+
+    // The guard is on the VLAN interface as well.
+    let outside = Sniffer::start(lab.router(), "pub0.200")?;
+    assert!(gateway.sigterm()?.success());
+    assert_ne!(lab.client(1).run(ping)?.code(), Some(0), "who translates now?");
+    outside.settle(QUIET)?;
+    let leaked = |frame: &xtask::lab::Frame| frame.source() == Some(client_address(1));
+    assert_eq!(outside.stop()?.into_iter().filter(leaked).count(), 0);
+    gateway.detach()?;
+    assert!(!lab.pins_dir().exists());
     Ok(())
 }
