@@ -6,6 +6,7 @@ use crate::{
     net::{Ip4, Mac, Port, proto},
     parse::{Fragment, Kind, Parse, Parsed, parse, tcp_flags},
     rules::{Interface, address, role},
+    session::NextHop,
     stage::{Answer, Side, Step},
     translate,
     verdict::DropReason,
@@ -101,7 +102,7 @@ pub fn arp<P: Packet, E: Env>(
     arp.sender_ip = asked;
     let Some(ethernet) = packet.get::<Ethernet>(0) else { return host };
     let asker = ethernet.src;
-    match translate::set_macs(packet, interface.mac, asker) {
+    match translate::set_macs(packet, interface.mac, NextHop::new(asker.0, 0)) {
         Some(()) => Step::answered(side, 0),
         None => host,
     }

@@ -19,7 +19,7 @@ use crate::{
     flow::{FlowKey, Tuple},
     net::{Ip4, Port},
     rules::Control,
-    session::{Session, State, Word},
+    session::{NextHop, Session, State, Word},
 };
 
 /// A slot. All cells, because every part changes under its readers.
@@ -66,28 +66,90 @@ pub struct Place {
     index: u32,
 }
 
-/// What a believed slot says.
+/// What a believed slot says, in the words in which it is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
-    pub tuple: Tuple,
-    pub ip_delta: u16,
-    pub l4_delta: u16,
-    pub next_hop: u64,
-    pub epoch: u32,
-    pub mtu: u16,
-    pub flags: u8,
-    pub state: u8,
+    rewrite: [u64; 2],
+    pub next_hop: NextHop,
+    terms: u64,
+}
+
+impl Entry {
+    /// What source and destination become, each as loaded from the wire.
+    #[inline(always)]
+    #[must_use]
+    pub const fn addresses(&self) -> [u32; 2] {
+        [self.rewrite[0] as u32, (self.rewrite[0] >> 32) as u32]
+    }
+
+    /// The same of the ports.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ports(&self) -> [u16; 2] {
+        [self.rewrite[1] as u16, (self.rewrite[1] >> 16) as u16]
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn ip_delta(&self) -> u16 {
+        (self.rewrite[1] >> 32) as u16
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn l4_delta(&self) -> u16 {
+        (self.rewrite[1] >> 48) as u16
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn epoch(&self) -> u32 {
+        self.terms as u32
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn mtu(&self) -> u16 {
+        (self.terms >> 32) as u16
+    }
+
+    /// Of the session.
+    #[inline(always)]
+    #[must_use]
+    pub const fn flags(&self) -> u8 {
+        (self.terms >> 48) as u8
+    }
+
+    /// A number of `State`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn state(&self) -> u8 {
+        (self.terms >> 56) as u8
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn tuple(&self) -> Tuple {
+        let ([src, dst], [sport, dport]) = (self.addresses(), self.ports());
+        Tuple {
+            src: Ip4::from_raw(src),
+            dst: Ip4::from_raw(dst),
+            sport: Port::from_raw(sport),
+            dport: Port::from_raw(dport),
+        }
+    }
 }
 
 const fn pair(low: u32, high: u32) -> u64 {
     low as u64 | ((high as u64) << 32)
 }
 
-const fn key_words(key: &FlowKey) -> [u64; 2] {
-    let ports = key.tuple.sport.raw() as u32 | ((key.tuple.dport.raw() as u32) << 16);
+/// A key as two words; addresses and ports as loaded from the wire.
+#[inline(always)]
+pub const fn key_words(addresses: [u32; 2], ports: [u16; 2], protocol: u8, realm: u8) -> [u64; 2] {
     [
-        pair(key.tuple.src.raw(), key.tuple.dst.raw()),
-        pair(ports, key.protocol as u32 | ((key.realm as u32) << 8)),
+        pair(addresses[0], addresses[1]),
+        pair(ports[0] as u32 | ((ports[1] as u32) << 16), protocol as u32 | ((realm as u32) << 8)),
     ]
 }
 
@@ -105,10 +167,17 @@ impl Place {
     /// `None`: there is no cache.
     #[inline(always)]
     pub const fn of(key: &FlowKey, control: &Control) -> Option<Self> {
+        let Tuple { src, dst, sport, dport } = key.tuple;
+        let (addresses, ports) = ([src.raw(), dst.raw()], [sport.raw(), dport.raw()]);
+        Self::of_words(key_words(addresses, ports, key.protocol, key.realm), control)
+    }
+
+    /// The same of a key in [words](key_words).
+    #[inline(always)]
+    pub const fn of_words(words: [u64; 2], control: &Control) -> Option<Self> {
         if control.cache_mask == 0 {
             return None;
         }
-        let words = key_words(key);
         let [a, b, c, d] = control.cache_seed;
         let low = (words[0] ^ pair(a, b)).wrapping_mul(MIX[0]);
         let high = (words[1] ^ pair(c, d)).wrapping_mul(MIX[1]);
@@ -159,21 +228,7 @@ impl Slot {
         if self.seal.get() != place.seal(rewrite, next_hop, terms) {
             return None;
         }
-        Some(Entry {
-            tuple: Tuple {
-                src: Ip4::from_raw(rewrite[0] as u32),
-                dst: Ip4::from_raw((rewrite[0] >> 32) as u32),
-                sport: Port::from_raw(rewrite[1] as u16),
-                dport: Port::from_raw((rewrite[1] >> 16) as u16),
-            },
-            ip_delta: (rewrite[1] >> 32) as u16,
-            l4_delta: (rewrite[1] >> 48) as u16,
-            next_hop,
-            epoch: terms as u32,
-            mtu: (terms >> 32) as u16,
-            flags: (terms >> 48) as u8,
-            state: (terms >> 56) as u8,
-        })
+        Some(Entry { rewrite, next_hop: NextHop(next_hop), terms })
     }
 
     #[inline(always)]

@@ -39,6 +39,7 @@ pub mod hold;
 pub mod inbound;
 pub mod open;
 pub mod open_busy;
+pub mod plain;
 pub mod reap;
 pub mod report;
 pub mod seek;

@@ -6,7 +6,8 @@ use crate::{
     flow::Tuple,
     net::{Mac, proto},
     parse::{Fragment, Kind, Parsed},
-    wire::{Ethernet, Icmp, Ipv4, Tcp, Udp},
+    session::NextHop,
+    wire::{Icmp, Ipv4, Macs, Tcp, Udp},
 };
 
 /// What a decrement of the TTL does to the header's sum.
@@ -87,10 +88,8 @@ pub fn set_identification<P: Packet>(packet: &mut P, l3: usize, id: [u8; 2]) -> 
 
 /// Addresses the frame to its next hop.
 #[inline(always)]
-pub fn set_macs<P: Packet>(packet: &mut P, src: Mac, dst: Mac) -> Option<()> {
-    let ethernet = packet.get::<Ethernet>(0)?;
-    ethernet.src = src;
-    ethernet.dst = dst;
+pub fn set_macs<P: Packet>(packet: &mut P, src: Mac, hop: NextHop) -> Option<()> {
+    *packet.get::<Macs>(0)? = Macs::towards(hop, src);
     Some(())
 }
 

@@ -6,7 +6,10 @@
 use bytemuck::{Pod, Zeroable};
 use network_types::ip::Ipv4Hdr;
 
-use crate::net::{Ip4, Mac, Port};
+use crate::{
+    net::{Ip4, Mac, Port},
+    session::NextHop,
+};
 
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 pub const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
@@ -18,6 +21,61 @@ pub struct Ethernet {
     pub dst: Mac,
     pub src: Mac,
     pub ethertype: [u8; 2],
+}
+
+/// Both MAC addresses as words, which is how they are written: the destination and two bytes of the
+/// source, then the rest of it.
+#[repr(C, packed)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Macs {
+    first: u64,
+    rest: u32,
+}
+
+impl Macs {
+    /// From `src` to the next hop.
+    #[inline(always)]
+    #[must_use]
+    pub const fn towards(hop: NextHop, src: Mac) -> Self {
+        let [a, b, c, d, e, f] = src.0;
+        let first = (hop.0 & 0xffff_ffff_ffff) | ((u16::from_le_bytes([a, b]) as u64) << 48);
+        Self { first: first.to_le(), rest: u32::from_ne_bytes([c, d, e, f]) }
+    }
+}
+
+/// The headers of most packets, in the pieces that the first look reads and writes: Ethernet,
+/// IPv4 without options, and eight bytes of transport header. Numbers as loaded from the wire.
+#[repr(C, packed)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Plain {
+    pub macs: Macs,
+    pub ethertype: [u8; 2],
+    pub version_ihl: u8,
+    pub tos: u8,
+    pub total_length: u16,
+    pub id: u16,
+    pub fragment: u16,
+    pub ttl: u8,
+    pub protocol: u8,
+    pub checksum: u16,
+    pub addresses: [u32; 2],
+    pub ports: [u16; 2],
+    /// Length and checksum of UDP.
+    pub udp_length: u16,
+    pub udp_checksum: u16,
+}
+
+/// The same with all of a TCP header.
+#[repr(C, packed)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct PlainTcp {
+    pub plain: Plain,
+    pub ack: [u8; 4],
+    pub offset: u8,
+    pub flags: u8,
+    pub window: [u8; 2],
+    pub checksum: u16,
+    pub urgent: [u8; 2],
 }
 
 /// 802.1Q: tag control information, then the type of what follows.
@@ -147,6 +205,9 @@ pub struct Arp {
 const _: () = {
     assert!(size_of::<Ethernet>() == 14 && align_of::<Ethernet>() == 1);
     assert!(size_of::<Vlan>() == 4);
+    assert!(size_of::<Macs>() == 12);
+    assert!(size_of::<Plain>() == 42 && align_of::<Plain>() == 1);
+    assert!(size_of::<PlainTcp>() == 54 && align_of::<PlainTcp>() == 1);
     assert!(size_of::<Ipv4>() == 20 && align_of::<Ipv4>() == 1);
     assert!(size_of::<Tcp>() == 20 && align_of::<Tcp>() == 1);
     assert!(size_of::<Udp>() == 8);

@@ -137,6 +137,11 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn at_hand(&mut self) -> usize {
+        self.ctx.data_end() - self.ctx.data()
+    }
+
+    #[inline(always)]
     fn ingress(&self) -> u32 {
         self.ingress
     }

@@ -20,7 +20,9 @@ use nat_common::{
     stage::{
         Out, Outcome, ReapRequest, Side, Step, accept, bind, classify, error, fast, fragment, hit,
         hold::{self, GivenUp, Returned, returned},
-        inbound, open, open_busy, reap, request, seek, send, stateless, verify,
+        inbound, open, open_busy,
+        plain::{self, Forwarded},
+        reap, request, seek, send, stateless, verify,
     },
     verdict::{DropReason, Verdict},
 };
@@ -69,6 +71,23 @@ fn bounces(frame: &Frame) -> bool {
         && INTERFACES.get(ingress_slot(frame)).is_some_and(|it| {
             it.role == role::PRIVATE | role::PUBLIC && it.flags & interface::NO_BOUNCE == 0
         })
+}
+
+/// Sends a frame that the first look has translated, and counts it. `None`: it could not be sent.
+#[inline(always)]
+fn forward(frame: &Frame, forwarded: Forwarded) -> Option<u32> {
+    let slot = u32::from(forwarded.slot);
+    let action = if slot == ingress_slot(frame) && bounces(frame) {
+        XDP_TX
+    } else {
+        EGRESS.redirect(slot, 0).ok()?;
+        XDP_REDIRECT
+    };
+    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+        // SAFETY: the value is this CPU's own, and programs of one CPU do not nest.
+        unsafe { &mut *counters }.forward(forwarded.flags, forwarded.bytes);
+    }
+    Some(action)
 }
 
 /// Sends the frame and counts it, in that order: what could not be sent is a drop.
@@ -178,7 +197,15 @@ pub(crate) fn natgw(ctx: XdpContext) -> u32 {
     let env = Env::new(ctx.ctx.cast());
     let mut frame = Frame::new(ctx);
     mode::received(&frame);
-    let step = fast::run(&mut frame, &env);
+    // A trace is of the general way, which comes to the same.
+    let first = if mode::COUNTS { plain::run(&mut frame, &env) } else { None };
+    let step = match first {
+        Some(forwarded) => match forward(&frame, forwarded) {
+            Some(action) => return action,
+            None => forwarded.step(),
+        },
+        None => fast::run(&mut frame, &env),
+    };
     conclude(&frame, step, true)
 }
 

@@ -10,7 +10,7 @@ use crate::{
     stage::{
         Out, Outcome, Side, Step, accept, bind, classify, error, fragment, hit,
         hold::{self, GivenUp, Returned, returned},
-        inbound, open, open_busy, seek, send, stateless, verify,
+        inbound, open, open_busy, plain, seek, send, stateless, verify,
     },
     verdict::{DropReason, Verdict},
 };
@@ -66,7 +66,11 @@ impl World {
             handoff.returned = returned;
         });
         let mut stages = Vec::new();
-        let mut step = hold::resume(&mut frame, self, returned);
+        let first = if returned == 0 { plain::run(&mut frame, self) } else { None };
+        let mut step = match first {
+            Some(forwarded) => forwarded.step(),
+            None => hold::resume(&mut frame, self, returned),
+        };
         let outcome = loop {
             let next = match step {
                 Step::Done(outcome) => break self.sendable(outcome, ingress),
@@ -122,7 +126,8 @@ impl World {
         outcome
     }
 
-    fn count(&self, outcome: &Outcome, back: u32) {
+    /// Counts what became of a frame; `back`: whether it came back from the slow path.
+    pub fn count(&self, outcome: &Outcome, back: u32) {
         let bytes = u64::from(outcome.bytes);
         let packets = u64::from(back & returned::EXTRA == 0);
         self.counters(|counters| {

@@ -52,6 +52,10 @@ impl Packet for HostFrame {
         self.bytes.len() >= len
     }
 
+    fn at_hand(&mut self) -> usize {
+        self.bytes.len()
+    }
+
     fn ingress(&self) -> u32 {
         self.ingress
     }

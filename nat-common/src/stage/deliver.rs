@@ -5,7 +5,7 @@ use crate::{
     event::{Event, kind},
     flow::{FlowKey, Tuple},
     maps::{INTERFACE_SLOTS, stage},
-    net::{Ip4, Mac, Port},
+    net::{Ip4, Port},
     parse::{Fragment, Kind, Parsed, tcp_flags},
     rules::control,
     session::{NextHop, Path, Session},
@@ -219,7 +219,7 @@ pub fn send<P: Packet, E: Env, const CLAMPS: bool, const RENUMBERS: bool>(
         return lost;
     }
     if translate::apply(packet, parsed, rewrite).is_none()
-        || translate::set_macs(packet, egress.mac, Mac(hop.next.mac())).is_none()
+        || translate::set_macs(packet, egress.mac, hop.next).is_none()
     {
         return lost;
     }

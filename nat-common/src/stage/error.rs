@@ -8,7 +8,7 @@ use crate::{
     env::{Env, Packet},
     flow::{FlowKey, Tuple},
     maps::stage,
-    net::{Ip4, Mac, Port, proto},
+    net::{Ip4, Port, proto},
     parse::{Parse, Parsed, parse},
     rules::{OneToOneKey, control, role},
     session::flags,
@@ -84,7 +84,7 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     let lost = Step::drop(DropReason::Internal, change.side, parsed.length);
     let Some(egress) = env.interface_in(hop.next.slot()).copied() else { return lost };
     if apply(packet, &parsed, &quote, &change).is_none()
-        || translate::set_macs(packet, egress.mac, Mac(hop.next.mac())).is_none()
+        || translate::set_macs(packet, egress.mac, hop.next).is_none()
     {
         return lost;
     }

@@ -7,7 +7,6 @@ use crate::{
     cache::{self, Entry, Place, Slot},
     env::{Env, Packet},
     maps::stage,
-    net::Mac,
     parse::{Fragment, Kind, Parse, Parsed, parse, tcp_flags},
     rules::Control,
     session::{NextHop, Path, Session, State},
@@ -91,10 +90,10 @@ fn cached<P: Packet, E: Env>(
     epoch: u32,
     now: u32,
 ) -> Option<Step> {
-    if !is_plain(State::from_u8(entry.state), parsed.tcp_flags)
-        || entry.epoch != epoch
+    if !is_plain(State::from_u8(entry.state()), parsed.tcp_flags)
+        || entry.epoch() != epoch
         || parsed.ip.ttl <= 1
-        || parsed.length > entry.mtu
+        || parsed.length > entry.mtu()
         || slot.is_full()
     {
         return None;
@@ -103,15 +102,15 @@ fn cached<P: Packet, E: Env>(
     // Opaque: the compiler knows which states are left and drops the check of the index; kernels
     // before 6.10 want it.
     if age != 0 {
-        if age > *control.timeouts.get(usize::from(black_box(entry.state)))? {
+        if age > *control.timeouts.get(usize::from(black_box(entry.state())))? {
             return None;
         }
         slot.see(now);
     }
     let rewrite =
-        Rewrite { tuple: entry.tuple, ip_delta: entry.ip_delta, l4_delta: entry.l4_delta };
-    let hop = NextHop(entry.next_hop);
-    let step = translate_and_send(packet, env, parsed, &rewrite, hop, entry.flags)?;
+        Rewrite { tuple: entry.tuple(), ip_delta: entry.ip_delta(), l4_delta: entry.l4_delta() };
+    let hop = entry.next_hop;
+    let step = translate_and_send(packet, env, parsed, &rewrite, hop, entry.flags())?;
     slot.count::<E>(parsed.length);
     Some(step)
 }
@@ -167,7 +166,7 @@ fn translate_and_send<P: Packet, E: Env>(
 ) -> Option<Step> {
     let egress = env.interface_in(hop.slot())?;
     translate::apply(packet, parsed, rewrite)?;
-    let Some(()) = translate::set_macs(packet, egress.mac, Mac(hop.mac())) else {
+    let Some(()) = translate::set_macs(packet, egress.mac, hop) else {
         return Some(Step::drop(DropReason::Internal, Side::Source, parsed.length));
     };
     let (verdict, side) = direction(session_flags);

@@ -5,6 +5,7 @@ mod bindings;
 mod cache;
 mod expiry;
 mod faults;
+mod first_look;
 mod fragments;
 mod gateway;
 mod icmp_errors;

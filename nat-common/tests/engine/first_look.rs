@@ -1,0 +1,141 @@
+//! The first look: it takes packets on a shorter way, and to the same place.
+
+use nat_common::{
+    cache,
+    counters::Counters,
+    env::Tables as _,
+    host::{
+        HostFrame, World,
+        packet::{Endpoint, Packet},
+    },
+    stage::{Out, Outcome, direction, fast, plain},
+};
+use proptest::prelude::*;
+
+use crate::gateway::{ACK, ESTABLISHED, Gateway, HOST, HZ, POOL, REMOTE, key};
+
+const HOST_UDP: Endpoint = (HOST, 5000);
+const HOST_TCP: Endpoint = (HOST, 6000);
+const DNS: Endpoint = (REMOTE, 53);
+const WEB: Endpoint = (REMOTE, 80);
+
+/// Out and back, UDP and TCP.
+fn packets() -> [Packet; 4] {
+    [
+        Packet::udp(HOST_UDP, DNS),
+        Packet::udp(DNS, (POOL, 5000)),
+        Packet::tcp(HOST_TCP, WEB, ACK),
+        Packet::tcp(WEB, (POOL, 6000), ACK),
+    ]
+}
+
+/// A gateway whose cache has these four flows.
+fn warm(one_armed: bool) -> Gateway {
+    let gateway = if one_armed { Gateway::one_armed() } else { Gateway::two_armed() };
+    gateway.connect(HOST_TCP, WEB);
+    for _ in 0..2 {
+        for (index, packet) in packets().iter().enumerate() {
+            if index % 2 == 0 {
+                gateway.sent_out(packet);
+            } else {
+                gateway.sent_back(packet);
+            }
+        }
+    }
+    gateway
+}
+
+/// What all flows have carried so far, and when they were last seen.
+fn carried(gateway: &Gateway) -> Vec<(u64, u64, u32)> {
+    let world = &gateway.world;
+    let of = |packet: &Packet| {
+        let session = world.session(&key(packet)).expect("a session");
+        cache::settle(world, &world.control, &key(packet), session);
+        (session.packets.get(), session.bytes.get(), session.word().seen())
+    };
+    packets().iter().map(of).collect()
+}
+
+fn ingress(gateway: &Gateway, flow: usize) -> u32 {
+    if flow.is_multiple_of(2) { gateway.inside } else { gateway.outside }
+}
+
+#[test]
+fn an_established_packet_goes_by_the_first_look() {
+    for one_armed in [false, true] {
+        let gateway = warm(one_armed);
+        for (flow, packet) in packets().iter().enumerate() {
+            let mut frame = HostFrame::new(ingress(&gateway, flow), &packet.frame());
+            let forwarded = plain::run(&mut frame, &gateway.world);
+            assert!(forwarded.is_some(), "{packet:?}");
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_is_not_known_to_be_at_hand_goes_the_general_way() {
+    let gateway = warm(false);
+    let frame = Packet::udp(HOST_UDP, DNS).frame();
+    let mut short = HostFrame::new(gateway.inside, &frame[..frame.len() - 1]);
+    assert_eq!(plain::run(&mut short, &gateway.world), None);
+}
+
+/// A change of a frame: bytes replaced, and bytes cut off or added.
+fn changes() -> impl Strategy<Value = (Vec<(usize, u8)>, i32)> {
+    let bits = (0u8..8).prop_map(|bit| 1 << bit);
+    let byte = prop_oneof![any::<u8>(), 0u8..9, bits];
+    (prop::collection::vec((0usize..56, byte), 0..3), prop_oneof![Just(0), -8i32..8])
+}
+
+proptest! {
+    #[test]
+    fn what_the_first_look_takes_comes_to_the_same_by_the_general_way(
+        flow in 0usize..4,
+        one_armed in any::<bool>(),
+        (bytes, length) in changes(),
+        replaces in any::<bool>(),
+        ttl in prop_oneof![Just(64u8), 0u8..4],
+        alone in any::<bool>(),
+        later in prop_oneof![Just(0), 0..2 * ESTABLISHED * HZ],
+    ) {
+        let mut packet = packets()[flow].clone();
+        packet.ttl = ttl;
+        let mut frame = packet.frame();
+        for (place, value) in bytes {
+            if let Some(byte) = frame.get_mut(place) {
+                *byte = if replaces { value } else { *byte ^ value };
+            }
+        }
+        frame.resize(frame.len().saturating_add_signed(length as isize), 0);
+        let (mut here, mut there) = (warm(one_armed), warm(one_armed));
+        for gateway in [&mut here, &mut there] {
+            gateway.pass(later);
+            if !alone {
+                gateway.world.control.heartbeat = gateway.world.now.get();
+            }
+        }
+        let from = ingress(&here, flow);
+        let (mut first, mut second) = (HostFrame::new(from, &frame), HostFrame::new(from, &frame));
+        match plain::run(&mut first, &here.world) {
+            Some(forwarded) => {
+                prop_assert_eq!(forwarded.step(), fast::run(&mut second, &there.world));
+                prop_assert_eq!(first.bytes, second.bytes);
+                prop_assert_eq!(carried(&here), carried(&there));
+            }
+            None => prop_assert_eq!(first.bytes, frame, "nothing may have been changed"),
+        }
+    }
+
+    #[test]
+    fn a_forwarded_packet_is_counted_as_its_direction_has_it(
+        session_flags in any::<u8>(), bytes in any::<u16>(),
+    ) {
+        let mut counters: Counters = bytemuck::Zeroable::zeroed();
+        counters.forward(session_flags, bytes);
+        let (verdict, side) = direction(session_flags);
+        let world = World::default();
+        world.count(&Outcome { verdict, side, bytes, out: Out::Slot(0) }, 0);
+        let expected = *world.totals.borrow();
+        prop_assert_eq!(bytemuck::bytes_of(&counters), bytemuck::bytes_of(&expected));
+    }
+}
