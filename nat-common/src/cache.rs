@@ -153,6 +153,7 @@ pub const fn key_words(addresses: [u32; 2], ports: [u16; 2], protocol: u8, realm
     ]
 }
 
+#[inline(always)]
 const fn key_of([addresses, rest]: [u64; 2]) -> FlowKey {
     let tuple = Tuple {
         src: Ip4::from_raw(addresses as u32),
@@ -184,6 +185,12 @@ impl Place {
         let mixed = (low ^ (low >> 32)).wrapping_add(high ^ (high >> 29)).wrapping_mul(MIX[2]);
         let hash = mixed ^ (mixed >> 32);
         Some(Self { words, hash, index: hash as u32 & control.cache_mask })
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn key(&self) -> FlowKey {
+        key_of(self.words)
     }
 
     /// The slots that may hold the key.

@@ -19,13 +19,10 @@ pub mod tcp_flags {
     pub const URG: u8 = 32;
     /// Those that decide what a segment is.
     pub const KIND: u8 = FIN | SYN | RST | ACK | URG;
-}
 
-/// Combinations of `tcp_flags::KIND` that a sender may mean, one bit each: SYN, SYN+ACK, RST,
-/// RST+ACK, FIN+ACK, ACK, and with URG where that makes sense.
-const TCP_VALID: u64 = {
-    use tcp_flags::{ACK, FIN, RST, SYN, URG};
-    1 << SYN
+    /// Combinations of `KIND` that a sender may mean, one bit each: SYN, SYN+ACK, RST, RST+ACK,
+    /// FIN+ACK, ACK, and with URG where that makes sense.
+    const VALID: u64 = 1 << SYN
         | 1 << (SYN | URG)
         | 1 << (SYN | ACK)
         | 1 << RST
@@ -33,8 +30,13 @@ const TCP_VALID: u64 = {
         | 1 << (FIN | ACK)
         | 1 << (FIN | ACK | URG)
         | 1 << ACK
-        | 1 << (ACK | URG)
-};
+        | 1 << (ACK | URG);
+
+    #[inline(always)]
+    pub const fn are_valid(flags: u8) -> bool {
+        VALID & (1 << (flags & KIND)) != 0
+    }
+}
 
 /// What the packet is, as far as translation cares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -210,7 +212,7 @@ fn tcp<P: Packet>(packet: &mut P, parsed: &mut Parsed) -> Option<DropReason> {
     let header = usize::from(tcp.offset >> 4) << 2;
     if header < size_of::<Tcp>()
         || header > payload(parsed)
-        || TCP_VALID & (1 << (parsed.tcp_flags & tcp_flags::KIND)) == 0
+        || !tcp_flags::are_valid(parsed.tcp_flags)
     {
         return Some(DropReason::MalformedTcp);
     }

@@ -87,6 +87,10 @@ pub struct Handoff {
     /// The same of the limit on held SYNs.
     pub syn_window: u32,
     pub syns: u32,
+    /// Slot of the public address that the last packet from outside was for: it is mostly that of
+    /// the next one, too.
+    pub public: u32,
+    pub zero: u32,
     /// For `ERROR`: not 0 where a checksum of the message is wrong.
     pub wrong: u32,
 }

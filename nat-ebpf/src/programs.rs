@@ -21,7 +21,7 @@ use nat_common::{
         Out, Outcome, ReapRequest, Side, Step, accept, bind, classify, error, fast, fragment, hit,
         hold::{self, GivenUp, Returned, returned},
         inbound, open, open_busy,
-        plain::{self, Forwarded},
+        plain::{self, First, Forwarded},
         reap, request, seek, send, stateless, verify,
     },
     verdict::{DropReason, Verdict},
@@ -198,12 +198,14 @@ pub(crate) fn natgw(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(ctx);
     mode::received(&frame);
     // A trace is of the general way, which comes to the same.
-    let first = if mode::COUNTS { plain::run(&mut frame, &env) } else { None };
-    let step = match first {
-        Some(forwarded) => match forward(&frame, forwarded) {
-            Some(action) => return action,
-            None => forwarded.step(),
-        },
+    let first = if mode::COUNTS { plain::run(&mut frame, &env) } else { First::Undecided };
+    if let First::Forwarded(forwarded) = first
+        && let Some(action) = forward(&frame, forwarded)
+    {
+        return action;
+    }
+    let step = match first.step() {
+        Some(step) => step,
         None => fast::run(&mut frame, &env),
     };
     conclude(&frame, step, true)

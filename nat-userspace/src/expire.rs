@@ -87,7 +87,7 @@ struct Walk<B> {
 }
 
 impl Sweeper {
-    /// One slice of 1 to 2 ms. True: more is to be done in this second.
+    /// One slice of less than a millisecond. True: more is to be done in this second.
     ///
     /// # Errors
     /// Where the tables cannot be read; none is expected.
@@ -213,7 +213,7 @@ fn share(size: usize, time: Duration) -> usize {
     if time <= TICK {
         return usize::MAX;
     }
-    (size / time.as_secs().max(1) as usize).max(8 * BATCH)
+    (size / time.as_secs().max(1) as usize).max(16 * BATCH)
 }
 
 #[cfg(test)]
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn a_second_does_its_share_of_a_large_table_and_all_of_a_small_one() {
         assert_eq!(share(4_000_000, Duration::from_secs(4)), 1_000_000);
-        assert_eq!(share(100, Duration::from_secs(4)), 8 * BATCH);
+        assert_eq!(share(100, Duration::from_secs(4)), 16 * BATCH);
         assert_eq!(share(4_000_000, Duration::from_secs(1)), usize::MAX);
     }
 }

@@ -38,7 +38,12 @@ impl Run {
 impl World {
     /// A frame that an interface received.
     pub fn receive(&self, ingress: u32, bytes: &[u8]) -> Run {
-        self.drive(HostFrame::new(ingress, bytes), 0)
+        self.drive(HostFrame::new(ingress, bytes), 0, true)
+    }
+
+    /// The same without the first look, which has to come to the same.
+    pub fn receive_the_general_way(&self, ingress: u32, bytes: &[u8]) -> Run {
+        self.drive(HostFrame::new(ingress, bytes), 0, false)
     }
 
     /// A frame that the daemon returns by the slow path's device; `None`: it was given up.
@@ -47,7 +52,7 @@ impl World {
         match hold::unwrap(&mut frame) {
             Ok(Returned { ingress, bits }) => {
                 frame.ingress = ingress;
-                Some(self.drive(frame, bits))
+                Some(self.drive(frame, bits, false))
             }
             Err(GivenUp { reason, count }) => {
                 self.counters(|counters| {
@@ -59,18 +64,15 @@ impl World {
         }
     }
 
-    fn drive(&self, mut frame: HostFrame, returned: u32) -> Run {
+    fn drive(&self, mut frame: HostFrame, returned: u32, looks: bool) -> Run {
         let ingress = frame.ingress;
         self.handoff(|handoff| {
             handoff.ingress = ingress;
             handoff.returned = returned;
         });
         let mut stages = Vec::new();
-        let first = if returned == 0 { plain::run(&mut frame, self) } else { None };
-        let mut step = match first {
-            Some(forwarded) => forwarded.step(),
-            None => hold::resume(&mut frame, self, returned),
-        };
+        let first = if looks { plain::run(&mut frame, self).step() } else { None };
+        let mut step = first.unwrap_or_else(|| hold::resume(&mut frame, self, returned));
         let outcome = loop {
             let next = match step {
                 Step::Done(outcome) => break self.sendable(outcome, ingress),

@@ -1,23 +1,28 @@
-//! The first look: a whole TCP or UDP packet without IP options whose flow is in the cache. One
-//! check of the frame's end, one slot of the cache, a few words written; nearly every packet of a
-//! busy gateway goes this way. Everything else is left to `fast`, which does the same to the packets
-//! that could have gone this way: a first look that is left out changes nothing.
+//! The first look, at whole TCP and UDP packets without IP options: one whose flow is in the cache
+//! takes one check of the frame's end, one slot of the cache, and a few words written; nearly every
+//! packet of a busy gateway goes this way. And one from outside that nobody can have asked for, and
+//! nobody can want, is dropped with two more lookups; nearly every packet of a flood goes this way.
+//! Everything else is left to `fast` and the stages behind it, which do the same to the packets that
+//! could have gone this way: a first look that is left out changes nothing.
 //!
-//! What the key alone decides (destinations that are never translated, port 0) is not asked again
-//! here: a flow enters the cache by a packet that `fast` has let through.
+//! What the key of a cached flow alone decides (destinations that are never translated, port 0) is
+//! not asked again here: a flow enters the cache by a packet that `fast` has let through.
 
 use core::hint::black_box;
 
 use bytemuck::Pod;
 
 use crate::{
-    cache::{self, Place, key_words},
+    cache::{self, Place, Slot, key_words},
     checksum::Delta,
     env::{Env, Packet},
+    flow::FlowKey,
     net::proto,
     parse::tcp_flags,
+    rules::{Control, address, control, pool, role},
     session::State,
-    stage::{Step, direction},
+    stage::{Side, Step, direction},
+    verdict::DropReason,
     wire::{ETHERTYPE_IPV4, Ethernet, Ipv4, Macs, Plain, PlainTcp, Tcp, Udp},
 };
 
@@ -39,12 +44,36 @@ impl Forwarded {
     }
 }
 
+/// What came of the first look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum First {
+    Forwarded(Forwarded),
+    /// Dropped, of this IP total length.
+    Unsolicited(u16),
+    /// Nothing of the packet was changed, and it goes the general way.
+    Undecided,
+}
+
+impl First {
+    /// `None`: undecided.
+    #[inline(always)]
+    pub const fn step(self) -> Option<Step> {
+        match self {
+            Self::Forwarded(forwarded) => Some(forwarded.step()),
+            Self::Unsolicited(bytes) => {
+                Some(Step::drop(DropReason::Unsolicited, Side::Destination, bytes))
+            }
+            Self::Undecided => None,
+        }
+    }
+}
+
 /// Version 4, header of five words.
 const VERSION_IHL: u8 = 0x45;
 /// Every bit that says fragment, as loaded from the wire.
 const FRAGMENT: u16 = (Ipv4::MORE_FRAGMENTS | Ipv4::OFFSET_MASK).to_be();
-/// Flags of which only ACK may be set where a segment changes nothing about its session.
-const TCP_STEADY: u8 = tcp_flags::FIN | tcp_flags::SYN | tcp_flags::RST | tcp_flags::ACK;
+/// Flags of a segment that changes something about its session.
+const TCP_RARE: u8 = tcp_flags::FIN | tcp_flags::SYN | tcp_flags::RST;
 /// States that such a packet does not change, a bit each.
 const STEADY: u32 = 1 << State::Udp as u32
     | 1 << State::TcpEstablished as u32
@@ -55,9 +84,14 @@ const STEADY: u32 = 1 << State::Udp as u32
 trait Headers: Pod {
     fn plain(&mut self) -> &mut Plain;
 
-    /// Whether the transport header is sound, in `bytes` of IP payload, and that of a packet that
-    /// changes nothing about its session.
-    fn is_steady(&self, bytes: u32) -> bool;
+    /// Whether the transport header is sound, in `bytes` of IP payload.
+    fn is_sound(&self, bytes: u32) -> bool;
+
+    /// Whether the packet changes nothing about its session.
+    fn is_steady(&self) -> bool;
+
+    /// Whether it could be the first of a connection.
+    fn is_opening(&self) -> bool;
 
     /// Adjusts the transport checksum.
     fn adjust(&mut self, delta: u16);
@@ -70,9 +104,19 @@ impl Headers for Plain {
     }
 
     #[inline(always)]
-    fn is_steady(&self, bytes: u32) -> bool {
+    fn is_sound(&self, bytes: u32) -> bool {
         let length = u32::from(u16::from_be(self.udp_length));
         length >= size_of::<Udp>() as u32 && length <= bytes
+    }
+
+    #[inline(always)]
+    fn is_steady(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn is_opening(&self) -> bool {
+        false
     }
 
     /// Zero is "no checksum", and stays; a computed zero is sent in its other form (RFC 768).
@@ -92,12 +136,20 @@ impl Headers for PlainTcp {
     }
 
     #[inline(always)]
-    fn is_steady(&self, bytes: u32) -> bool {
+    fn is_sound(&self, bytes: u32) -> bool {
         // The length is in words, in the upper half of its byte.
         let length = u32::from(self.offset >> 4) << 2;
-        length >= size_of::<Tcp>() as u32
-            && length <= bytes
-            && self.flags & TCP_STEADY == tcp_flags::ACK
+        length >= size_of::<Tcp>() as u32 && length <= bytes && tcp_flags::are_valid(self.flags)
+    }
+
+    #[inline(always)]
+    fn is_steady(&self) -> bool {
+        self.flags & TCP_RARE == 0
+    }
+
+    #[inline(always)]
+    fn is_opening(&self) -> bool {
+        self.flags & tcp_flags::SYN != 0
     }
 
     #[inline(always)]
@@ -106,19 +158,20 @@ impl Headers for PlainTcp {
     }
 }
 
-/// `None`: nothing of the packet was changed, and it goes the general way.
 #[inline(always)]
-pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Option<Forwarded> {
-    match packet.get::<Plain>(0)?.protocol {
-        proto::UDP => translate::<P, E, Plain>(packet, env),
-        proto::TCP => translate::<P, E, PlainTcp>(packet, env),
+pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> First {
+    let taken = match packet.get::<Plain>(0).map(|plain| plain.protocol) {
+        Some(proto::UDP) => look::<P, E, Plain>(packet, env),
+        Some(proto::TCP) => look::<P, E, PlainTcp>(packet, env),
         _ => None,
-    }
+    };
+    taken.unwrap_or(First::Undecided)
 }
 
 #[inline(always)]
-fn translate<P: Packet, E: Env, H: Headers>(packet: &mut P, env: &E) -> Option<Forwarded> {
-    let realm = env.interface(packet.ingress())?.realm;
+fn look<P: Packet, E: Env, H: Headers>(packet: &mut P, env: &E) -> Option<First> {
+    let control = env.control()?;
+    let interface = env.interface(packet.ingress())?;
     let at_hand = packet.at_hand();
     let headers = packet.get::<H>(0)?;
     let plain = *headers.plain();
@@ -130,18 +183,38 @@ fn translate<P: Packet, E: Env, H: Headers>(packet: &mut P, env: &E) -> Option<F
         || usize::from(bytes) < Ipv4::MIN_LEN
         // By difference, see `holds`: no number in host order may come near a packet pointer.
         || at_hand < size_of::<Ethernet>() + usize::from(bytes)
-        || !headers.is_steady(u32::from(bytes) - Ipv4::MIN_LEN as u32)
+        || !headers.is_sound(u32::from(bytes) - Ipv4::MIN_LEN as u32)
     {
         return None;
     }
-
-    let control = env.control()?;
-    let words = key_words(plain.addresses, plain.ports, plain.protocol, realm);
+    let words = key_words(plain.addresses, plain.ports, plain.protocol, interface.realm);
     let place = Place::of_words(words, control)?;
-    let slot = cache::find(env, &place)?;
-    let entry = slot.entry(&place)?;
+    match cache::find(env, &place) {
+        Some(slot) => translate(env, control, headers, &place, slot, bytes),
+        // The cache does not know what can be opened from inside.
+        None if interface.role != role::PUBLIC => None,
+        None => {
+            let held = headers.is_opening() && control.flags & control::HOLD_SYN != 0;
+            let key = place.key();
+            (!held && is_unwanted(env, &key)).then_some(First::Unsolicited(bytes))
+        }
+    }
+}
+
+/// By the flow cache alone.
+#[inline(always)]
+fn translate<E: Env, H: Headers>(
+    env: &E,
+    control: &Control,
+    headers: &mut H,
+    place: &Place,
+    slot: &Slot,
+    bytes: u16,
+) -> Option<First> {
+    let entry = slot.entry(place)?;
     let now = env.now();
-    if STEADY >> (entry.state() & 31) & 1 == 0
+    if !headers.is_steady()
+        || STEADY >> (entry.state() & 31) & 1 == 0
         || entry.epoch() != control.current_epoch(now)
         || bytes > entry.mtu()
         || slot.is_full()
@@ -168,5 +241,34 @@ fn translate<P: Packet, E: Env, H: Headers>(packet: &mut P, env: &E) -> Option<F
     plain.addresses = entry.addresses();
     plain.ports = entry.ports();
     slot.count::<E>(bytes);
-    Some(Forwarded { bytes, slot: hop.slot(), flags: entry.flags() })
+    Some(First::Forwarded(Forwarded { bytes, slot: hop.slot(), flags: entry.flags() }))
+}
+
+/// Whether a packet from outside is to a public address where nobody can want it: that has no
+/// forwards, is nobody's own, and of a pool that admits answers only. And has no session.
+#[inline(always)]
+fn is_unwanted<E: Env>(env: &E, key: &FlowKey) -> bool {
+    let destination = key.tuple.dst;
+    if destination.is_never_translated() {
+        return false;
+    }
+    let Some(mut slot) = env.handoff(|handoff| handoff.public) else { return false };
+    let mut address = env.address(slot);
+    // Floods go to few addresses: mostly the one of the packet before.
+    if address.is_none_or(|address| address.address != destination) {
+        let Some(public) = env.public_address(destination) else { return false };
+        slot = public.slot;
+        env.handoff(|handoff| handoff.public = slot);
+        address = env.address(slot);
+    }
+    let Some(address) = address else { return false };
+    let used = address::FORWARDS | address::ONE_TO_ONE | address::HOST_OWNED;
+    if address.address != destination || address.flags == 0 || address.flags & used != 0 {
+        return false;
+    }
+    let closed = env.pool(address.pool).is_some_and(|pool| {
+        pool.mapping != pool::ENDPOINT_INDEPENDENT
+            && pool.filtering == pool::ADDRESS_AND_PORT_DEPENDENT
+    });
+    closed && env.session(key).is_none()
 }

@@ -8,11 +8,15 @@ use nat_common::{
         HostFrame, World,
         packet::{Endpoint, Packet},
     },
-    stage::{Out, Outcome, direction, fast, plain},
+    rules::{address, control, pool},
+    stage::{
+        Out, Outcome, direction,
+        plain::{self, First},
+    },
 };
 use proptest::prelude::*;
 
-use crate::gateway::{ACK, ESTABLISHED, Gateway, HOST, HZ, POOL, REMOTE, key};
+use crate::gateway::{ACK, ESTABLISHED, Gateway, HOST, HZ, POOL, REMOTE, SYN, key};
 
 const HOST_UDP: Endpoint = (HOST, 5000);
 const HOST_TCP: Endpoint = (HOST, 6000);
@@ -45,15 +49,32 @@ fn warm(one_armed: bool) -> Gateway {
     gateway
 }
 
-/// What all flows have carried so far, and when they were last seen.
-fn carried(gateway: &Gateway) -> Vec<(u64, u64, u32)> {
+/// What all flows have carried so far, and when they were last seen; `None`: they have ended.
+fn carried(gateway: &Gateway) -> Vec<Option<(u64, u64, u32)>> {
     let world = &gateway.world;
     let of = |packet: &Packet| {
-        let session = world.session(&key(packet)).expect("a session");
+        let session = world.session(&key(packet))?;
         cache::settle(world, &world.control, &key(packet), session);
-        (session.packets.get(), session.bytes.get(), session.word().seen())
+        Some((session.packets.get(), session.bytes.get(), session.word().seen()))
     };
     packets().iter().map(of).collect()
+}
+
+/// Nobody has asked for these.
+fn unsolicited() -> [Packet; 3] {
+    [
+        Packet::udp(DNS, (POOL, 5001)),
+        Packet::tcp(WEB, (POOL, 6001), ACK),
+        Packet::tcp(WEB, (POOL, 6001), SYN),
+    ]
+}
+
+/// Without forwards, an address admits nothing but answers.
+fn close(gateway: &mut Gateway) {
+    gateway.world.forwards.clear();
+    for address in gateway.world.addresses.values_mut() {
+        address.flags &= !address::FORWARDS;
+    }
 }
 
 fn ingress(gateway: &Gateway, flow: usize) -> u32 {
@@ -67,7 +88,7 @@ fn an_established_packet_goes_by_the_first_look() {
         for (flow, packet) in packets().iter().enumerate() {
             let mut frame = HostFrame::new(ingress(&gateway, flow), &packet.frame());
             let forwarded = plain::run(&mut frame, &gateway.world);
-            assert!(forwarded.is_some(), "{packet:?}");
+            assert!(matches!(forwarded, First::Forwarded(_)), "{packet:?}");
         }
     }
 }
@@ -77,7 +98,37 @@ fn a_frame_that_is_not_known_to_be_at_hand_goes_the_general_way() {
     let gateway = warm(false);
     let frame = Packet::udp(HOST_UDP, DNS).frame();
     let mut short = HostFrame::new(gateway.inside, &frame[..frame.len() - 1]);
-    assert_eq!(plain::run(&mut short, &gateway.world), None);
+    assert_eq!(plain::run(&mut short, &gateway.world), First::Undecided);
+}
+
+#[test]
+fn only_where_nobody_can_want_it_is_an_unsolicited_packet_dropped_at_the_first_look() {
+    let look = |gateway: &Gateway, packet: &Packet| {
+        let mut frame = HostFrame::new(gateway.outside, &packet.frame());
+        matches!(plain::run(&mut frame, &gateway.world), First::Unsolicited(_))
+    };
+    let mut gateway = warm(false);
+    for packet in unsolicited() {
+        assert!(!look(&gateway, &packet), "it might be forwarded");
+    }
+    close(&mut gateway);
+    for packet in unsolicited() {
+        assert!(look(&gateway, &packet), "{packet:?}");
+    }
+    gateway.world.control.flags |= control::HOLD_SYN;
+    let held = unsolicited().map(|packet| !look(&gateway, &packet));
+    assert_eq!(held, [false, false, true], "a SYN that is answered waits first");
+    gateway.pool().filtering = pool::ADDRESS_DEPENDENT;
+    assert!(!look(&gateway, &unsolicited()[0]), "the filtering has to be asked");
+}
+
+#[test]
+fn a_session_that_the_cache_does_not_know_is_not_unsolicited() {
+    let mut gateway = warm(false);
+    close(&mut gateway);
+    gateway.world.cache.clear();
+    gateway.world.cache.resize_with(64, Default::default);
+    gateway.sent_back(&packets()[1]);
 }
 
 /// A change of a frame: bytes replaced, and bytes cut off or added.
@@ -90,15 +141,28 @@ fn changes() -> impl Strategy<Value = (Vec<(usize, u8)>, i32)> {
 proptest! {
     #[test]
     fn what_the_first_look_takes_comes_to_the_same_by_the_general_way(
-        flow in 0usize..4,
+        flow in 0usize..7,
         one_armed in any::<bool>(),
+        closed in any::<bool>(),
         (bytes, length) in changes(),
         replaces in any::<bool>(),
         ttl in prop_oneof![Just(64u8), 0u8..4],
         alone in any::<bool>(),
         later in prop_oneof![Just(0), 0..2 * ESTABLISHED * HZ],
     ) {
-        let mut packet = packets()[flow].clone();
+        let (mut here, mut there) = (warm(one_armed), warm(one_armed));
+        for gateway in [&mut here, &mut there] {
+            if closed {
+                close(gateway);
+            }
+            gateway.pass(later);
+            if !alone {
+                gateway.world.control.heartbeat = gateway.world.now.get();
+            }
+        }
+        let inside = flow < 4 && flow.is_multiple_of(2);
+        let from = if inside { here.inside } else { here.outside };
+        let mut packet = packets().into_iter().chain(unsolicited()).nth(flow).expect("one of them");
         packet.ttl = ttl;
         let mut frame = packet.frame();
         for (place, value) in bytes {
@@ -107,23 +171,13 @@ proptest! {
             }
         }
         frame.resize(frame.len().saturating_add_signed(length as isize), 0);
-        let (mut here, mut there) = (warm(one_armed), warm(one_armed));
-        for gateway in [&mut here, &mut there] {
-            gateway.pass(later);
-            if !alone {
-                gateway.world.control.heartbeat = gateway.world.now.get();
-            }
-        }
-        let from = ingress(&here, flow);
-        let (mut first, mut second) = (HostFrame::new(from, &frame), HostFrame::new(from, &frame));
-        match plain::run(&mut first, &here.world) {
-            Some(forwarded) => {
-                prop_assert_eq!(forwarded.step(), fast::run(&mut second, &there.world));
-                prop_assert_eq!(first.bytes, second.bytes);
-                prop_assert_eq!(carried(&here), carried(&there));
-            }
-            None => prop_assert_eq!(first.bytes, frame, "nothing may have been changed"),
-        }
+        let first = here.world.receive(from, &frame);
+        let second = there.world.receive_the_general_way(from, &frame);
+        prop_assert_eq!(first.outcome, second.outcome);
+        prop_assert_eq!(first.frame, second.frame);
+        prop_assert_eq!(carried(&here), carried(&there));
+        let (first, second) = (here.totals(), there.totals());
+        prop_assert_eq!(bytemuck::bytes_of(&first), bytemuck::bytes_of(&second));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use nat_common::{
 
 use super::{error::DatapathError, syscall};
 
-/// Entries of one operation: 1 to 2 ms of kernel time.
-pub const BATCH: usize = 4096;
+/// Entries of one operation: about half a millisecond of kernel time.
+pub const BATCH: usize = 2048;
 
 /// A place in a hash table, from which the walk goes on.
 ///
