@@ -10,7 +10,7 @@ use crate::{
     stage::{Answer, Side, Step},
     translate,
     verdict::DropReason,
-    wire::{Arp, Ethernet, Icmp, Ipv4, Tcp},
+    wire::{Arp, Ethernet, Icmp, Ipv4, Tcp, Udp},
 };
 
 /// Answers a second and CPU; above it packets are dropped as `rate_limited`.
@@ -27,8 +27,8 @@ const QUOTE_WORDS: usize = 17;
 pub fn has_partial_checksum<P: Packet>(packet: &mut P, parsed: &Parsed) -> bool {
     let payload = (parsed.length as usize).saturating_sub(parsed.l4 - parsed.l3);
     let at = match parsed.kind {
-        Kind::Tcp => parsed.l4 + 16,
-        Kind::Udp => parsed.l4 + 6,
+        Kind::Tcp => parsed.l4 + Tcp::CHECKSUM,
+        Kind::Udp => parsed.l4 + Udp::CHECKSUM,
         _ => return false,
     };
     if parsed.fragment != Fragment::Whole {
@@ -40,7 +40,7 @@ pub fn has_partial_checksum<P: Packet>(packet: &mut P, parsed: &Parsed) -> bool 
         .add4(parsed.ip.dst.octets())
         .add([0, parsed.ip.protocol])
         .add((payload as u16).to_be_bytes());
-    if field != pseudo.folded() || field == [0, 0] {
+    if field != pseudo.folded() || field == [0, 0] || packet.is_pending(at) {
         return false;
     }
     // Sum of everything with the field in place: valid means it was a coincidence.

@@ -255,8 +255,8 @@ impl Slot {
     }
 
     #[inline(always)]
-    pub fn count<E: Env>(&self, bytes: u16) {
-        E::add(&self.tally, (1 << BYTES) | u64::from(bytes));
+    pub fn count<E: Env>(&self, packets: u32, bytes: u32) {
+        E::add(&self.tally, u64::from(packets) << BYTES | u64::from(bytes));
     }
 
     /// Gives the session what the slot has taken for it.

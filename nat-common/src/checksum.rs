@@ -56,6 +56,12 @@ impl Delta {
         self.word(old as u16, new as u16).word((old >> 16) as u16, (new >> 16) as u16)
     }
 
+    /// The change back.
+    #[inline(always)]
+    pub const fn inverse(self) -> Self {
+        Self(!fold(self.0) as u32 & 0xffff)
+    }
+
     /// Both changes.
     #[inline(always)]
     pub const fn and(self, other: Self) -> Self {

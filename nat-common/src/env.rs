@@ -7,7 +7,7 @@ use bytemuck::Pod;
 
 use crate::{
     cache::Slot,
-    checksum::Sum,
+    checksum::{Delta, Sum},
     counters::Counters,
     event::Event,
     flow::FlowKey,
@@ -28,9 +28,51 @@ use crate::{
 /// Bytes that are summed at most: the verifier walks through every length there may be.
 pub const SUMMED: usize = 1536;
 
+/// What the kernel makes of a packet that it carries as one and cuts before it is sent (GSO).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segments {
+    pub packets: u32,
+    /// Of all their IP packets.
+    pub bytes: u32,
+    /// IP total length of the longest.
+    pub largest: u16,
+}
+
 /// A received frame.
 #[expect(clippy::len_without_is_empty, reason = "a frame without bytes is never received")]
 pub trait Packet {
+    /// Whether the kernel notes which packets it has still to complete: to cut, to checksum.
+    /// Where it does not, the following methods stay as they are.
+    const NOTED: bool = false;
+
+    /// `None`: it is one packet already.
+    #[inline(always)]
+    fn segments(&self) -> Option<Segments> {
+        None
+    }
+
+    /// Whether the transport checksum at `offset` has only the pseudo-header's sum in it, by
+    /// agreement: something behind this gateway completes it.
+    #[inline(always)]
+    fn is_pending(&mut self, _offset: usize) -> bool {
+        false
+    }
+
+    /// Corrects the transport checksum at `offset` for the change `all`, of which `pseudo` is the
+    /// pseudo-header's part. `zero_is_none`: a checksum of 0 stays (UDP).
+    #[inline(always)]
+    fn correct(
+        &mut self,
+        offset: usize,
+        all: Delta,
+        _pseudo: Delta,
+        zero_is_none: bool,
+    ) -> Option<()> {
+        let field = self.get::<[u8; 2]>(offset)?;
+        *field = if zero_is_none { all.apply_udp(*field) } else { all.apply(*field) };
+        Some(())
+    }
+
     /// The header at `offset`, if the frame holds all of it. Alignment of `T` must be 1.
     fn get<T: Pod>(&mut self, offset: usize) -> Option<&mut T>;
 
@@ -57,6 +99,9 @@ pub trait Packet {
     /// Makes room for `front` bytes before the frame and cuts it to `len` bytes.
     /// False: nothing was changed that matters, the frame must be dropped.
     fn reshape(&mut self, front: usize, len: usize) -> bool;
+
+    /// Makes room for `front` bytes before the frame, and leaves the rest as it is.
+    fn extend(&mut self, front: usize) -> bool;
 
     /// Takes `front` bytes off the start of the frame.
     fn strip(&mut self, front: usize) -> bool;

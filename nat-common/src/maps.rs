@@ -89,7 +89,8 @@ pub const STAGE_PROGRAMS: &[(u32, &str)] = &[
     (stage::RECLAIM, "natgw_reclaim"),
 ];
 
-/// Entry program on every interface of the gateway (XDP).
+/// Entry program on every interface of the gateway: on XDP, or on the ingress of tc. The stages have
+/// the same names on both, in an object of their own each.
 pub const ENTRY_PROGRAM: &str = "natgw";
 /// On the tap device of the slow path: takes up what the daemon returns.
 pub const RETURN_PROGRAM: &str = "natgw_return";
@@ -105,6 +106,10 @@ pub const REFUSED_PROGRAMS: &[(&str, &str)] = &[
 pub const GUARD_PROGRAM: &str = "natgw_guard";
 /// Guard on the ingress of private interfaces (tc).
 pub const INNER_GUARD_PROGRAM: &str = "natgw_inside";
+/// The mark of a frame that the programs on tc send out of a public interface, by which the guard
+/// knows it. A frame that enters or leaves a network namespace has none.
+pub const SENT_MARK: u32 = 0x6e67_7731;
+
 /// Ends sessions; run by the daemon with `BPF_PROG_TEST_RUN`.
 pub const REAPER_PROGRAM: &str = "natgw_reaper";
 /// Sends a frame that the daemon made out of the interface named as ingress.

@@ -99,6 +99,23 @@ pub struct Parsed {
     pub fault: Option<DropReason>,
 }
 
+impl Parsed {
+    /// IP total length of the longest packet that is sent of it.
+    #[inline(always)]
+    pub fn largest<P: Packet>(&self, packet: &P) -> u16 {
+        packet.segments().map_or(self.length, |segments| segments.largest)
+    }
+
+    /// For how many packets and bytes it counts.
+    #[inline(always)]
+    pub fn weight<P: Packet>(&self, packet: &P) -> (u32, u32) {
+        match packet.segments() {
+            Some(segments) => (segments.packets, segments.bytes),
+            None => (1, self.length as u32),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub enum Parse {
     Ipv4(Parsed),

@@ -255,11 +255,11 @@ impl Session {
         self.flags & flags::OUTBOUND != 0
     }
 
-    /// Counts a packet. Not an atomic addition: one direction of a flow is steered to one CPU,
+    /// Counts what was sent. Not an atomic addition: one direction of a flow is steered to one CPU,
     /// and the exact sums are those of the per-CPU counters.
     #[inline(always)]
-    pub fn count(&self, bytes: u32) {
-        self.packets.set(self.packets.get().wrapping_add(1));
+    pub fn count(&self, packets: u32, bytes: u32) {
+        self.packets.set(self.packets.get().wrapping_add(packets as u64));
         self.bytes.set(self.bytes.get().wrapping_add(bytes as u64));
     }
 }

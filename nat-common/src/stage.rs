@@ -79,6 +79,11 @@ pub struct Handoff {
     pub progress: seek::Progress,
     /// Whether it has been in the slow path since: see [`hold::returned`].
     pub returned: u32,
+    /// Where the kernel will cut the packet: how many there will be, IP bytes of all of them, and
+    /// of the longest. Zeros: it is one already.
+    pub packets: u32,
+    pub bytes: u32,
+    pub largest: u32,
     /// For `HOLD`.
     pub label: hold::Label,
     /// Window and count of the limit on answers, ticks.

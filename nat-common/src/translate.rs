@@ -7,7 +7,7 @@ use crate::{
     net::{Mac, proto},
     parse::{Fragment, Kind, Parsed},
     session::NextHop,
-    wire::{Icmp, Ipv4, Macs, Tcp, Udp},
+    wire::{Icmp, Ipv4, Macs, Ports, Tcp, Udp},
 };
 
 /// What a decrement of the TTL does to the header's sum.
@@ -33,6 +33,12 @@ impl Rewrite {
         };
         Self { tuple: new, ip_delta: addresses.and(TTL).to_raw(), l4_delta }
     }
+
+    /// What the addresses alone change of a sum: the pseudo-header's part.
+    #[inline(always)]
+    pub const fn addresses(&self) -> Delta {
+        Delta::from_raw(self.ip_delta).and(TTL.inverse())
+    }
 }
 
 /// Rewrites the IP header (TTL decremented) and, where the packet has one, the transport header.
@@ -49,6 +55,14 @@ pub fn apply<P: Packet>(packet: &mut P, parsed: &Parsed, rewrite: &Rewrite) -> O
     }
     let delta = Delta::from_raw(rewrite.l4_delta);
     match parsed.kind {
+        Kind::Tcp | Kind::Udp if P::NOTED => {
+            let ports = packet.get::<Ports>(parsed.l4)?;
+            ports.src = rewrite.tuple.sport;
+            ports.dst = rewrite.tuple.dport;
+            let udp = matches!(parsed.kind, Kind::Udp);
+            let at = parsed.l4 + if udp { Udp::CHECKSUM } else { Tcp::CHECKSUM };
+            packet.correct(at, delta, rewrite.addresses(), udp)?;
+        }
         Kind::Tcp => {
             let tcp = packet.get::<Tcp>(parsed.l4)?;
             tcp.src = rewrite.tuple.sport;
@@ -125,8 +139,7 @@ pub fn clamp_mss<P: Packet>(packet: &mut P, parsed: &Parsed, limit: u16) -> Opti
                     } else {
                         Delta::ZERO.bytes2([low, high], [new[1], new[0]])
                     };
-                    let tcp = packet.get::<Tcp>(parsed.l4)?;
-                    tcp.checksum = delta.apply(tcp.checksum);
+                    packet.correct(parsed.l4 + Tcp::CHECKSUM, delta, Delta::ZERO, false)?;
                 }
                 break;
             }

@@ -147,6 +147,16 @@ pub struct Udp {
     pub checksum: [u8; 2],
 }
 
+impl Tcp {
+    /// Where its checksum is, from its start.
+    pub const CHECKSUM: usize = core::mem::offset_of!(Self, checksum);
+}
+
+impl Udp {
+    /// Where its checksum is, from its start; that of UDP-Lite and DCCP, too.
+    pub const CHECKSUM: usize = core::mem::offset_of!(Self, checksum);
+}
+
 /// The first eight bytes of every ICMP message. `word` is identifier and sequence number in a
 /// query, unused and next-hop MTU in an error (RFC 1191).
 #[repr(C, packed)]

@@ -66,6 +66,11 @@ impl Packet for HostFrame {
         true
     }
 
+    fn extend(&mut self, front: usize) -> bool {
+        self.bytes.splice(..0, core::iter::repeat_n(0, front));
+        true
+    }
+
     fn strip(&mut self, front: usize) -> bool {
         // The kernel keeps an Ethernet header.
         if front + 14 > self.bytes.len() {

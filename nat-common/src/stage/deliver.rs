@@ -31,7 +31,7 @@ pub fn query<P: Packet>(packet: &P, parsed: &Parsed, to: &Tuple) -> RouteQuery {
         dport: to.dport,
         protocol: parsed.ip.protocol,
         tos: parsed.ip.tos,
-        length: parsed.length,
+        length: parsed.largest(packet),
         ingress: packet.ingress(),
     }
 }
@@ -160,7 +160,8 @@ pub fn session<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed, key:
     match send::<P, E, true, true>(packet, env, parsed, &rewrite, hop, side, verdict) {
         Ok(step) => {
             if let Some(entry) = env.session(key) {
-                entry.count(u32::from(parsed.length));
+                let (packets, bytes) = parsed.weight(packet);
+                entry.count(packets, bytes);
             }
             step
         }
@@ -192,7 +193,7 @@ pub fn send<P: Packet, E: Env, const CLAMPS: bool, const RENUMBERS: bool>(
     if parsed.ip.ttl <= 1 {
         return Err(ttl_exceeded(env, answer_source(parsed, side)));
     }
-    if parsed.length > hop.mtu {
+    if parsed.largest(packet) > hop.mtu {
         return Err(too_big(env, parsed, hop.mtu, side, answer_source(parsed, side)));
     }
     let Some(egress) = env.interface_in(hop.next.slot()).copied() else { return lost };

@@ -93,7 +93,7 @@ fn cached<P: Packet, E: Env>(
     if !is_plain(State::from_u8(entry.state()), parsed.tcp_flags)
         || entry.epoch() != epoch
         || parsed.ip.ttl <= 1
-        || parsed.length > entry.mtu()
+        || parsed.largest(packet) > entry.mtu()
         || slot.is_full()
     {
         return None;
@@ -111,7 +111,8 @@ fn cached<P: Packet, E: Env>(
         Rewrite { tuple: entry.tuple(), ip_delta: entry.ip_delta(), l4_delta: entry.l4_delta() };
     let hop = entry.next_hop;
     let step = translate_and_send(packet, env, parsed, &rewrite, hop, entry.flags())?;
-    slot.count::<E>(parsed.length);
+    let (packets, bytes) = parsed.weight(packet);
+    slot.count::<E>(packets, bytes);
     Some(step)
 }
 
@@ -143,14 +144,15 @@ fn established<P: Packet, E: Env>(
         return None;
     }
     let path = Path(session.path.get());
-    if parsed.ip.ttl <= 1 || parsed.length > path.mtu() {
+    if parsed.ip.ttl <= 1 || parsed.largest(packet) > path.mtu() {
         return None;
     }
     let rewrite =
         Rewrite { tuple: session.tuple, ip_delta: session.ip_delta, l4_delta: session.l4_delta };
     let hop = NextHop(session.next_hop.get());
     let step = translate_and_send(packet, env, parsed, &rewrite, hop, session.flags)?;
-    session.count(u32::from(parsed.length));
+    let (packets, bytes) = parsed.weight(packet);
+    session.count(packets, bytes);
     Some(step)
 }
 

@@ -15,6 +15,7 @@ use crate::{
     rules::control,
     stage::{Answer, Out, Outcome, Side, Step, deliver, fast},
     verdict::{DropReason, Verdict},
+    wire::ETHERTYPE_IPV4,
 };
 
 /// Stands before a frame on the tap device. Written by the dataplane, returned by the daemon,
@@ -34,6 +35,10 @@ pub struct Label {
     /// Not 0: one more piece of a packet that was split. The first piece stands for the packet;
     /// of the others only the bytes are counted, so that every packet received is in one class.
     pub extra: u8,
+    /// That of IPv4, at the place where the kernel looks for it in a frame that comes from the
+    /// device: it strips the label of no other protocol's.
+    pub ethertype: [u8; 2],
+    pub zero: [u8; 2],
     /// Next hop to resolve.
     pub gateway: Ip4,
     /// Interface of the next hop; or the MTU to fragment to. With a reason: how many packets are
@@ -101,6 +106,7 @@ pub fn ask<E: Env>(env: &E, label: Label, side: Side, bytes: u16, refusal: DropR
         }
         handoff.label = Label {
             magic: Label::MAGIC,
+            ethertype: ETHERTYPE_IPV4,
             from_source: (side == Side::Source) as u8,
             length: u32::from(bytes).to_ne_bytes(),
             ..label
@@ -167,8 +173,7 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     let bytes = u32::from_ne_bytes(label.length) as u16;
     label.ingress = ingress.to_ne_bytes();
     let slow = env.control().map_or(0, |control| control.slow_path);
-    let length = packet.len() as usize;
-    if slow == 0 || !packet.reshape(Label::LEN, length) {
+    if slow == 0 || !packet.extend(Label::LEN) {
         return Step::drop(DropReason::SlowPathUnavailable, side, bytes);
     }
     let Some(head) = packet.get::<Label>(0) else {

@@ -57,8 +57,9 @@ pub struct Plan<'a> {
     pub epoch: u32,
     pub generation: u16,
     pub random: u32,
-    /// IP total length of the first packet.
-    pub length: u16,
+    /// What the first packet counts for.
+    pub packets: u32,
+    pub bytes: u32,
 }
 
 #[inline(always)]
@@ -166,6 +167,7 @@ pub fn plan<'a, P: Packet, E: Env>(packet: &mut P, env: &'a E) -> Option<(Parsed
         Kind::Udp => State::Udp,
         _ => State::Icmp,
     };
+    let (packets, bytes) = parsed.weight(packet);
     let plan = Plan {
         key: parsed.key,
         target,
@@ -185,7 +187,8 @@ pub fn plan<'a, P: Packet, E: Env>(packet: &mut P, env: &'a E) -> Option<(Parsed
         epoch,
         generation,
         random: env.random(),
-        length: parsed.length,
+        packets,
+        bytes,
     };
     Some((parsed, plan))
 }
@@ -364,8 +367,8 @@ pub fn insert<E: Env>(env: &E, plan: &Plan<'_>, end: Endpoint, extra: u8) -> Att
         draft.path = Path::new(plan.hop.mtu, plan.generation).0;
         draft.epoch = plan.epoch;
         // The packet that goes out by this.
-        draft.packets = 1;
-        draft.bytes = u64::from(plan.length);
+        draft.packets = u64::from(plan.packets);
+        draft.bytes = u64::from(plan.bytes);
         env.session_insert(&plan.key, draft)
     });
     match inserted.unwrap_or(Err(InsertError::Full)) {

@@ -9,6 +9,7 @@ use crate::{
     stage::{Side, Step, deliver},
     translate::Rewrite,
     verdict::{DropReason, Verdict},
+    wire::Udp,
 };
 
 /// The addresses after translation by one-to-one mappings, and whether any applied.
@@ -76,10 +77,10 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     let whole = parsed.fragment != Fragment::Later;
     if whole && parsed.kind == Kind::Other && has_pseudo_header(parsed.ip.protocol) {
         // UDP-Lite and DCCP keep their checksum where UDP does.
-        let Some(field) = packet.get::<[u8; 2]>(parsed.l4 + 6) else {
+        let change = rewrite.addresses();
+        if packet.correct(parsed.l4 + Udp::CHECKSUM, change, change, false).is_none() {
             return Step::drop(DropReason::MalformedIp, side, parsed.length);
-        };
-        *field = crate::checksum::Delta::from_raw(rewrite.l4_delta).apply(*field);
+        }
         rewrite.l4_delta = 0;
     }
     // Nobody else has the public address, so identifications stay, and with them the order in
