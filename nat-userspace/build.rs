@@ -14,8 +14,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// The programs, and the same once more for `natgw trace`.
-const OBJECTS: [&str; 2] = ["natgw-dataplane", "natgw-trace"];
+/// The programs, the same once more for tc, and for `natgw trace`.
+const OBJECTS: [&str; 3] = ["natgw-dataplane", "natgw-tc", "natgw-trace"];
 const REMEDY: &str = "run `cargo xtask setup`, which installs what the BPF build needs";
 /// Names of environment variables.
 const SKIP: &str = "AYA_BUILD_SKIP";

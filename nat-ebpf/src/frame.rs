@@ -147,6 +147,12 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn extend(&mut self, front: usize) -> bool {
+        // SAFETY: the helper checks its arguments; all packet pointers are refetched after.
+        unsafe { bpf_xdp_adjust_head(self.md(), -(front as i32)) == 0 }
+    }
+
+    #[inline(always)]
     fn strip(&mut self, front: usize) -> bool {
         // SAFETY: the helper checks its arguments; all packet pointers are refetched after.
         unsafe { bpf_xdp_adjust_head(self.md(), front as i32) == 0 }

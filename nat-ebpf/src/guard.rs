@@ -1,10 +1,11 @@
 //! The guard: no packet with a protected source leaves a public interface, and no ICMP error about
-//! one. It sees only what goes through the host's own stack; translated packets never meet it. It
-//! stays when the daemon is gone, and fails closed.
+//! one. It judges only what goes through the host's own stack: what XDP translates never meets it,
+//! and what the tc programs translate has a mark. It stays when the daemon is gone, and fails closed.
 
 use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
 use nat_common::{
     env::{RouteQuery, Tables as _},
+    maps::SENT_MARK,
     net::{Ip4, Port, proto},
     rules::{OneToOneKey, host_address},
     wire::{ETHERTYPE_IPV4, ETHERTYPE_VLAN, Icmp, Ipv4},
@@ -19,8 +20,14 @@ const NEXT: i32 = -1;
 #[inline(always)]
 pub(crate) fn outer(ctx: &TcContext) -> i32 {
     // SAFETY: the context is the one the kernel gave.
-    let forwarded = unsafe { &*ctx.skb.skb }.ingress_ifindex != 0;
+    let skb = unsafe { &*ctx.skb.skb };
+    let forwarded = skb.ingress_ifindex != 0;
     if !may_be_ipv4(ctx) {
+        return NEXT;
+    }
+    if skb.mark == SENT_MARK {
+        // Translated by the tc programs; like what XDP redirects, it is not the guard's business.
+        ctx.set_mark(0);
         return NEXT;
     }
     let Ok(l3) = network_offset(ctx) else { return stop() };

@@ -69,7 +69,8 @@ impl Kernel {
         params.l4_protocol = query.protocol;
         params.sport = query.sport.raw();
         params.dport = query.dport.raw();
-        params.__bindgen_anon_1.tot_len = query.length;
+        // Of no length: any size will do. With 0 the kernel would take that of the frame, in tc.
+        params.__bindgen_anon_1.tot_len = query.length.max(1);
         params.ifindex = query.ingress;
         params.__bindgen_anon_2.tos = query.tos;
         params.__bindgen_anon_3.ipv4_src = query.src.raw();

@@ -4,10 +4,11 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{
+        TC_ACT_SHOT,
         xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
         xdp_md,
     },
-    helpers::{bpf_redirect, generated::bpf_loop},
+    helpers::generated::bpf_loop,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -19,7 +20,7 @@ use nat_common::{
     rules::{interface, role},
     stage::{
         Out, Outcome, ReapRequest, Side, Step, accept, bind, classify, error, fast, fragment, hit,
-        hold::{self, GivenUp, Returned, returned},
+        hold::{self, GivenUp, Returned},
         inbound, open, open_busy,
         plain::{self, First, Forwarded},
         reap, request, seek, send, stateless, verify,
@@ -28,6 +29,7 @@ use nat_common::{
 };
 
 use crate::{
+    account::count,
     frame::Frame,
     guard,
     maps::{COUNTERS, EGRESS, HANDOFF, INTERFACES, STAGES},
@@ -131,35 +133,7 @@ fn finish(frame: &Frame, outcome: Outcome) -> u32 {
     let Some(counters) = COUNTERS.get_ptr_mut(0) else { return XDP_ABORTED };
     // SAFETY: the value is this CPU's own, and programs of one CPU do not nest.
     let counters = unsafe { &mut *counters };
-    let bytes = u64::from(bytes);
-    // One more piece of a split packet goes out as bytes only: the packet is counted by its first.
-    let packets = u64::from(frame.returned & returned::EXTRA == 0);
-    match side {
-        // Counted when it came first.
-        _ if frame.returned != 0 => counters.packets_released += packets,
-        Side::Source => {
-            counters.packets_in_from_source += 1;
-            counters.bytes_in_from_source += bytes;
-        }
-        Side::Destination => {
-            counters.packets_in_from_destination += 1;
-            counters.bytes_in_from_destination += bytes;
-        }
-    }
-    match verdict {
-        Verdict::ToDestination => {
-            counters.packets_out_to_destination += packets;
-            counters.bytes_out_to_destination += bytes;
-        }
-        Verdict::ToSource => {
-            counters.packets_out_to_source += packets;
-            counters.bytes_out_to_source += bytes;
-        }
-        Verdict::ToHost => counters.packets_to_host += packets,
-        Verdict::Answered => counters.packets_answered += packets,
-        Verdict::Held => counters.packets_held += packets,
-        Verdict::Drop(reason) => counters.drop_some(reason, packets),
-    }
+    count(counters, side, verdict, 1, u64::from(bytes), frame.returned);
     action
 }
 
@@ -254,11 +228,17 @@ stages! {
     natgw_reclaim = seek::reclaim;
 }
 
-/// Sends a frame that the daemon made out of the interface that it names as ingress.
-#[xdp(frags)]
-pub(crate) fn natgw_emit(ctx: XdpContext) -> u32 {
-    // SAFETY: no pointers.
-    unsafe { bpf_redirect(ctx.ingress_ifindex() as u32, 0) as u32 }
+/// Sends a frame that the daemon made out of the interface that its mark names: by the way of the
+/// host's own frames, which every interface has.
+#[classifier]
+pub(crate) fn natgw_emit(ctx: TcContext) -> i32 {
+    // SAFETY: the context is the one the kernel gave.
+    let ifindex = unsafe { (*ctx.skb.skb).mark };
+    ctx.set_mark(0);
+    match ctx.clone_redirect(ifindex, 0) {
+        Ok(()) => 0,
+        Err(_) => TC_ACT_SHOT,
+    }
 }
 
 /// Ends sessions; run by the daemon, never attached. Returns how many ended.

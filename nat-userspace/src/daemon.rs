@@ -8,6 +8,7 @@ mod control;
 mod detach;
 mod edit;
 mod gateway;
+mod hook;
 mod interfaces;
 mod migrate;
 mod neighbours;

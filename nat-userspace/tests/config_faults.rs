@@ -4,7 +4,7 @@
 //! before the text is parsed.
 
 use nat_userspace::config::{
-    self, Flags, HostInterface, HostView, Listener, Overrides, PortRange, Protocol, XdpMode,
+    self, Flags, HostInterface, HostView, Listener, Overrides, PortRange, Protocol,
 };
 
 /// A host with two Ethernet interfaces, a tunnel, an ssh server, and DNS on one address.
@@ -466,11 +466,10 @@ fn flags_are_checked_as_a_file_is_and_faults_name_the_flag() {
         eip: list(&["198.51.100.300", "198.51.100.10"]),
         source: list(&["10.0.0.1/8"]),
     };
-    let overrides = Overrides { xdp_mode: Some(XdpMode::Tc), ..Overrides::default() };
-    let faults = config::from_flags(&flags, &overrides, &host()).expect_err("faults");
+    let faults = config::from_flags(&flags, &Overrides::default(), &host()).expect_err("faults");
     let starts: Vec<&str> =
         faults.lines().iter().map(|line| line.split(": ").next().unwrap_or_default()).collect();
-    assert_eq!(starts, ["--public", "--xdp-mode", "--eip", "--source"]);
+    assert_eq!(starts, ["--public", "--eip", "--source"]);
 }
 
 #[test]

@@ -240,7 +240,7 @@ fn translate<E: Env, H: Headers>(
     plain.checksum = Delta::apply_folded(entry.ip_delta(), plain.checksum);
     plain.addresses = entry.addresses();
     plain.ports = entry.ports();
-    slot.count::<E>(bytes);
+    slot.count::<E>(1, u32::from(bytes));
     Some(First::Forwarded(Forwarded { bytes, slot: hop.slot(), flags: entry.flags() }))
 }
 

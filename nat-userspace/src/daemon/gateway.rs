@@ -15,7 +15,8 @@ use nat_common::net::Mac;
 
 use super::{
     RunOptions,
-    interfaces::{Port, attach_mode},
+    hook::Hook,
+    interfaces::Port,
     peaks::{Peaks, Totals},
     rules::public_addresses,
 };
@@ -37,6 +38,7 @@ pub(super) struct Gateway {
     pub(super) slow_path: Option<SlowPath>,
     pub(super) snapshot: Snapshot,
     pub(super) ports: BTreeMap<String, Port>,
+    pub(super) hook: Hook,
     pub(super) state: StateFile,
     pub(super) state_path: PathBuf,
     pub(super) started: Instant,
@@ -72,6 +74,7 @@ impl Gateway {
             .map(|(name, role)| (name.to_owned(), Port::new(role)))
             .collect();
         let state_path = StateFile::path(&config.gateway.state_dir, &config.gateway.name);
+        let hook = Hook::choose(&config, &snapshot);
         Self {
             config,
             options,
@@ -79,6 +82,7 @@ impl Gateway {
             slow_path: None,
             snapshot,
             ports,
+            hook,
             state,
             state_path,
             started: Instant::now(),
@@ -114,7 +118,7 @@ impl Gateway {
 
     /// Without it the gateway translates all the same, except what needs it.
     pub(super) fn start_slow_path(&mut self) {
-        match SlowPath::start(&mut self.datapath, attach_mode(self.config.gateway.xdp_mode)) {
+        match SlowPath::start(&mut self.datapath, self.hook.mode) {
             Ok(slow_path) => self.slow_path = Some(slow_path),
             Err(error) => log::warn!(
                 "packets that have to wait or to be fragmented are dropped: no slow path: {error:#}"

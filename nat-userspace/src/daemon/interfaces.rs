@@ -8,11 +8,11 @@ use nat_common::{
     rules::{HostAddress, Interface, host_address, interface, role},
 };
 
-use super::gateway::Gateway;
+use super::{gateway::Gateway, hook::Hook};
 use crate::{
     api::model::{AttachedMode, InterfaceState, InterfaceStatus},
-    config::{Role, XdpMode},
-    datapath::AttachMode,
+    config::Role,
+    datapath::{AttachMode, DatapathError},
     netdev::{Link, Snapshot},
 };
 
@@ -38,14 +38,6 @@ impl Port {
 
     pub(super) const fn is_private(&self) -> bool {
         matches!(self.role, Role::Private | Role::Both)
-    }
-}
-
-/// `auto` is native until there is a tc hook.
-pub(super) const fn attach_mode(mode: XdpMode) -> AttachMode {
-    match mode {
-        XdpMode::Generic => AttachMode::Generic,
-        XdpMode::Auto | XdpMode::Native | XdpMode::Tc => AttachMode::Native,
     }
 }
 
@@ -76,13 +68,43 @@ impl Gateway {
 
     /// Puts the translating program on, where [`Self::prepare`] has been.
     pub(super) fn attach(&mut self, name: &str) -> Result<()> {
-        let mode = attach_mode(self.config.gateway.xdp_mode);
+        match self.attach_as(name, self.hook.mode) {
+            Err(DatapathError::Attach { interface, reason, .. }) if self.hook.may_fall_back() => {
+                self.fall_back(format!("{interface} takes no native XDP: {reason}"))?;
+                Ok(self.attach_as(name, self.hook.mode)?)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    fn attach_as(&mut self, name: &str, mode: AttachMode) -> Result<(), DatapathError> {
         let Some(port) = self.ports.get_mut(name) else { return Ok(()) };
         let Some(known) = port.known else { return Ok(()) };
         self.datapath.attach_xdp(known.ifindex, name, mode)?;
         port.attached = true;
         port.problem = None;
         Ok(())
+    }
+
+    /// Native was tried and refused: everything that is attached moves to tc.
+    fn fall_back(&mut self, why: String) -> Result<()> {
+        self.hook = Hook::tc(why);
+        self.tell_hook();
+        if self.slow_path.is_some() {
+            self.stop_slow_path();
+            self.start_slow_path();
+        }
+        let attached = self.ports.iter().filter(|(_, port)| port.attached);
+        for name in attached.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.attach_as(&name, self.hook.mode)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell_hook(&self) {
+        if let Some(why) = &self.hook.why {
+            log::info!("xdp_mode auto: {}, because {why}", self.hook.mode.word());
+        }
     }
 
     /// Follows the links: gone, back, changed. True where cached next hops may be wrong.
@@ -178,10 +200,12 @@ impl Gateway {
     }
 
     pub(super) fn interface_statuses(&self) -> Vec<InterfaceStatus> {
-        let mode = match attach_mode(self.config.gateway.xdp_mode) {
+        let mode = match self.hook.mode {
             AttachMode::Native => AttachedMode::Native,
             AttachMode::Generic => AttachedMode::Generic,
+            AttachMode::Tc => AttachedMode::Tc,
         };
+        let why = self.hook.why.as_ref().map(|why| format!("auto: {why}"));
         // The configuration's order, not the map's.
         self.config
             .interfaces()
@@ -198,7 +222,7 @@ impl Gateway {
                     } else {
                         InterfaceState::Missing
                     },
-                    note: port.and_then(|port| port.problem.clone()),
+                    note: port.and_then(|port| port.problem.clone()).or_else(|| why.clone()),
                 }
             })
             .collect()

@@ -96,6 +96,7 @@ fn adopt_state(config: &Config) -> Result<StateFile> {
 
 impl Gateway {
     fn bring_up(&mut self) -> Result<()> {
+        self.tell_hook();
         let names: Vec<String> =
             self.config.interfaces().into_iter().map(|(name, _)| name.to_owned()).collect();
         self.write_other_links();

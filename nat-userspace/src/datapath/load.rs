@@ -9,14 +9,14 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{MapData, ProgramArray},
-    programs::{Program, ProgramError, SchedClassifier, Xdp},
+    programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 use aya_obj::Object;
 use nat_common::{maps, record::FlowRecord};
 
 use super::{
     error::DatapathError,
-    pin::{self, Definition, Guard, PINNED, PinDirectory},
+    pin::{self, Definition, PINNED, PinDirectory},
     refused,
 };
 
@@ -24,6 +24,9 @@ const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 /// The object that the build script made; empty where it was told to skip.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-dataplane"));
+
+/// The same programs for tc.
+static TC_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-tc"));
 
 pub(super) struct Loaded {
     pub(super) bpf: Ebpf,
@@ -60,7 +63,7 @@ pub(super) fn load(
         Err(error) => {
             // What was there stays; what this attempt made goes.
             let made = PINNED.iter().map(|map| pins.map(map)).filter(|path| !before.contains(path));
-            for path in made.chain([pins.stages(generation)]) {
+            for path in made.chain([pins.stages(generation), pins.tc_stages(generation)]) {
                 if let Err(error) = pin::remove(&path) {
                     log::warn!("{error}");
                 }
@@ -140,16 +143,41 @@ fn load_object(
 }
 
 fn load_programs(bpf: &mut Ebpf, verifier_log: Option<&Path>) -> Result<(), DatapathError> {
-    let others =
-        [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM, maps::REAPER_PROGRAM, maps::EMIT_PROGRAM];
+    let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM, maps::REAPER_PROGRAM];
     // Pinned: it needs nobody to hold it.
     drop(load_stages(bpf, &others, verifier_log)?);
-    for guard in Guard::BOTH {
-        let program = guard_mut(bpf, guard)?;
-        persist(|| program.load())
-            .map_err(|error| rejected(guard.program(), error, verifier_log))?;
+    for name in [maps::GUARD_PROGRAM, maps::INNER_GUARD_PROGRAM, maps::EMIT_PROGRAM] {
+        let program = classifier_mut(bpf, name)?;
+        persist(|| program.load()).map_err(|error| rejected(name, error, verifier_log))?;
     }
     Ok(())
+}
+
+/// The programs for tc, over the maps that [`load`] has pinned, with a stage table of their own.
+pub(super) fn load_tc(
+    pins: &PinDirectory,
+    generation: u32,
+    verifier_log: Option<&Path>,
+) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    for map in PINNED {
+        loader.map_pin_path(map, pins.map(map));
+    }
+    loader.map_pin_path(maps::STAGES, pins.tc_stages(generation));
+    let mut bpf = loader
+        .load(TC_OBJECT)
+        .map_err(|error| DatapathError::bpf("load the BPF object for tc", error))?;
+    let stages = maps::STAGE_PROGRAMS.iter().map(|(_, name)| *name);
+    for name in stages.chain([maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM]) {
+        let program = classifier_mut(&mut bpf, name)?;
+        persist(|| program.load()).map_err(|error| rejected(name, error, verifier_log))?;
+    }
+    let mut stages = stage_table(&mut bpf)?;
+    for &(index, name) in maps::STAGE_PROGRAMS {
+        let program = classifier_mut(&mut bpf, name)?.fd();
+        link_stage(&mut stages, index, name, program)?;
+    }
+    Ok(bpf)
 }
 
 /// The stages, linked to each other, and other XDP programs of the same object. The kernel empties
@@ -165,20 +193,32 @@ pub(super) fn load_stages(
         persist(|| program.load()).map_err(|error| rejected(name, error, verifier_log))?;
     }
 
-    let missing = || DatapathError::Missing { what: "map", name: maps::STAGES.to_owned() };
-    let stages = bpf.take_map(maps::STAGES).ok_or_else(missing)?;
-    let mut stages = ProgramArray::try_from(stages)
-        .map_err(|error| DatapathError::bpf("use the stage table", error))?;
+    let mut stages = stage_table(bpf)?;
     for &(index, name) in maps::STAGE_PROGRAMS {
         let program = xdp_mut(bpf, name)?.fd();
-        program.map_err(Box::from).and_then(|program| Ok(stages.set(index, program, 0)?)).map_err(
-            |source: Box<dyn std::error::Error + Send + Sync>| DatapathError::Bpf {
-                what: format!("link stage {name}"),
-                source,
-            },
-        )?;
+        link_stage(&mut stages, index, name, program)?;
     }
     Ok(stages)
+}
+
+fn stage_table(bpf: &mut Ebpf) -> Result<ProgramArray<MapData>, DatapathError> {
+    let missing = || DatapathError::Missing { what: "map", name: maps::STAGES.to_owned() };
+    let stages = bpf.take_map(maps::STAGES).ok_or_else(missing)?;
+    ProgramArray::try_from(stages).map_err(|error| DatapathError::bpf("use the stage table", error))
+}
+
+fn link_stage(
+    stages: &mut ProgramArray<MapData>,
+    index: u32,
+    name: &str,
+    program: Result<&ProgramFd, ProgramError>,
+) -> Result<(), DatapathError> {
+    program.map_err(Box::from).and_then(|program| Ok(stages.set(index, program, 0)?)).map_err(
+        |source: Box<dyn std::error::Error + Send + Sync>| DatapathError::Bpf {
+            what: format!("link stage {name}"),
+            source,
+        },
+    )
 }
 
 /// A signal interrupts the verifier, which then asks to be called again.
@@ -212,16 +252,23 @@ pub(super) fn xdp<'a>(bpf: &'a Ebpf, name: &str) -> Result<&'a Xdp, DatapathErro
     }
 }
 
-pub(super) fn guard_mut(
-    bpf: &mut Ebpf,
-    guard: Guard,
-) -> Result<&mut SchedClassifier, DatapathError> {
-    match bpf.program_mut(guard.program()) {
+pub(super) fn classifier_mut<'a>(
+    bpf: &'a mut Ebpf,
+    name: &str,
+) -> Result<&'a mut SchedClassifier, DatapathError> {
+    match bpf.program_mut(name) {
         Some(Program::SchedClassifier(program)) => Ok(program),
-        _ => {
-            let name = guard.program().to_owned();
-            Err(DatapathError::Missing { what: "tc program", name })
-        }
+        _ => Err(DatapathError::Missing { what: "tc program", name: name.to_owned() }),
+    }
+}
+
+pub(super) fn classifier<'a>(
+    bpf: &'a Ebpf,
+    name: &str,
+) -> Result<&'a SchedClassifier, DatapathError> {
+    match bpf.program(name) {
+        Some(Program::SchedClassifier(program)) => Ok(program),
+        _ => Err(DatapathError::Missing { what: "tc program", name: name.to_owned() }),
     }
 }
 

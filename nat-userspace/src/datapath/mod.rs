@@ -18,6 +18,7 @@ mod run;
 mod slow;
 mod syscall;
 pub(crate) mod tables;
+mod tc;
 mod trace;
 
 use std::{
@@ -55,6 +56,7 @@ pub use trace::{Traced, Tracer, TracerSource};
 use cache::CacheReader;
 use pin::{Guard, PinDirectory};
 use tables::{Kern, Tables};
+use tc::Place;
 
 type Result<T, E = DatapathError> = std::result::Result<T, E>;
 
@@ -82,6 +84,9 @@ pub enum Opened {
 
 pub struct Datapath {
     bpf: Ebpf,
+    /// The programs for tc, from the moment on in which they are wanted.
+    tc: Option<Ebpf>,
+    verifier_log: Option<PathBuf>,
     pins: PinDirectory,
     name: String,
     generation: u32,
@@ -108,6 +113,8 @@ impl Datapath {
         let tables = Tables::take(&mut bpf)?;
         let mut datapath = Self {
             bpf,
+            tc: None,
+            verifier_log: verifier_log.clone(),
             pins,
             name: name.clone(),
             generation,
@@ -162,8 +169,32 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Attach`] tells what is in the way and how to remove it.
     pub fn attach_xdp(&mut self, ifindex: u32, interface: &str, mode: AttachMode) -> Result<()> {
-        attach::attach_xdp(&mut self.bpf, &self.pins, ifindex, interface, mode)?;
+        match mode.flags() {
+            Some(flags) => {
+                attach::attach_xdp(&mut self.bpf, &self.pins, ifindex, interface, mode, flags)?;
+                tc::detach(Place::Entry, &self.pins, &self.name, interface)?;
+            }
+            None => {
+                self.load_tc()?;
+                let (bpf, pins) = (tc_mut(&mut self.tc)?, &self.pins);
+                let entry = load::classifier_mut(bpf, maps::ENTRY_PROGRAM)?;
+                tc::attach(entry, Place::Entry, pins, &self.name, ifindex, interface)?;
+                pin::remove_link(&self.pins.xdp_link(interface))?;
+            }
+        }
         self.attached.insert(interface.to_owned(), mode);
+        Ok(())
+    }
+
+    /// Loads the programs for tc, once.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn load_tc(&mut self) -> Result<()> {
+        if self.tc.is_none() {
+            let log = self.verifier_log.as_deref();
+            self.tc = Some(load::load_tc(&self.pins, self.generation, log)?);
+        }
         Ok(())
     }
 
@@ -185,7 +216,9 @@ impl Datapath {
     }
 
     fn guard(&mut self, guard: Guard, ifindex: u32, interface: &str) -> Result<()> {
-        attach::attach_guard(&mut self.bpf, &self.pins, &self.name, guard, ifindex, interface)?;
+        let program = load::classifier_mut(&mut self.bpf, guard.program())?;
+        let place = Place::Guard(guard);
+        tc::attach(program, place, &self.pins, &self.name, ifindex, interface)?;
         self.guarded.insert((guard, interface.to_owned()));
         Ok(())
     }
@@ -196,6 +229,7 @@ impl Datapath {
     /// As the kernel gives them. That the interface is gone is none.
     pub fn detach_xdp(&mut self, interface: &str) -> Result<()> {
         self.attached.remove(interface);
+        tc::detach(Place::Entry, &self.pins, &self.name, interface)?;
         pin::remove_link(&self.pins.xdp_link(interface))
     }
 
@@ -217,12 +251,7 @@ impl Datapath {
 
     fn unguard(&mut self, guard: Guard, interface: &str) -> Result<()> {
         self.guarded.remove(&(guard, interface.to_owned()));
-        let filter = self.pins.guard_filter(guard, interface);
-        if filter.exists() {
-            attach::remove_guard_filter(&self.name, guard, interface)?;
-            pin::remove(&filter)?;
-        }
-        pin::remove_link(&self.pins.guard_link(guard, interface))
+        tc::detach(Place::Guard(guard), &self.pins, &self.name, interface)
     }
 
     /// Interfaces that this process has attached, with their modes.
@@ -237,7 +266,7 @@ impl Datapath {
     /// # Errors
     /// Where a pin cannot be removed or made.
     pub fn retire_previous(&mut self) -> Result<()> {
-        for interface in self.pins.xdp_interfaces()? {
+        for interface in self.pins.entry_interfaces()? {
             if !self.attached.contains_key(&interface) {
                 self.detach_xdp(&interface)?;
             }
@@ -252,17 +281,18 @@ impl Datapath {
         for generation in self.pins.stage_generations()? {
             if generation != self.generation {
                 pin::remove(&self.pins.stages(generation))?;
+                pin::remove(&self.pins.tc_stages(generation))?;
             }
         }
-        for name in [maps::ENTRY_PROGRAM, maps::REAPER_PROGRAM, maps::EMIT_PROGRAM] {
+        for name in [maps::ENTRY_PROGRAM, maps::REAPER_PROGRAM] {
             let path = self.pins.program(name);
             pin::remove(&path)?;
             pinned(load::xdp_mut(&mut self.bpf, name)?.pin(&path), &path)?;
         }
-        for guard in Guard::BOTH {
-            let path = self.pins.program(guard.program());
+        for name in [maps::GUARD_PROGRAM, maps::INNER_GUARD_PROGRAM, maps::EMIT_PROGRAM] {
+            let path = self.pins.program(name);
             pin::remove(&path)?;
-            pinned(load::guard_mut(&mut self.bpf, guard)?.pin(&path), &path)?;
+            pinned(load::classifier_mut(&mut self.bpf, name)?.pin(&path), &path)?;
         }
         Ok(())
     }
@@ -377,6 +407,14 @@ impl Datapath {
     /// Where the frame is shorter than its Ethernet header, or the interface does not exist.
     pub fn run_entry(&self, ifindex: u32, frame: &[u8]) -> Result<RunResult> {
         run::entry(&self.bpf, ifindex, frame)
+    }
+
+    /// The same by the programs for tc, once they are loaded. The action is one of tc's.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn run_tc_entry(&self, ifindex: u32, frame: &[u8]) -> Result<RunResult> {
+        run::tc_entry(self.tc.as_ref().ok_or_else(no_tc)?, ifindex, frame)
     }
 
     /// From which the programs are loaded that tell what would become of a packet.
@@ -618,6 +656,14 @@ pub fn ticks_per_second() -> std::io::Result<u32> {
     }
     let nanoseconds = resolution.tv_sec * 1_000_000_000 + resolution.tv_nsec;
     Ok(u32::try_from(1_000_000_000 / nanoseconds.max(1)).unwrap_or(1000).max(1))
+}
+
+fn tc_mut(tc: &mut Option<Ebpf>) -> Result<&mut Ebpf> {
+    tc.as_mut().ok_or_else(no_tc)
+}
+
+fn no_tc() -> DatapathError {
+    DatapathError::Missing { what: "loaded tc program", name: maps::ENTRY_PROGRAM.to_owned() }
 }
 
 pub(crate) fn map_error(what: &'static str) -> impl FnOnce(MapError) -> DatapathError {

@@ -11,7 +11,12 @@ use std::{
 use aya::maps::MapInfo;
 use nat_common::maps::{self, LAYOUT};
 
-use super::{attach, bpffs, error::DatapathError, syscall};
+use super::{
+    bpffs,
+    error::DatapathError,
+    syscall,
+    tc::{self, Place},
+};
 
 /// The kernel sets this flag on a device map by itself.
 const BPF_F_RDONLY_PROG: u32 = 1 << 7;
@@ -51,7 +56,12 @@ const DOT: &str = ":";
 /// What a cold start has put aside, until it has something in its place.
 const ASIDE: &str = "aside-";
 const STAGE_TABLE: &str = "stages-";
+/// The same of the tc programs.
+const TC_STAGE_TABLE: &str = "tc-stages-";
 const PROGRAM: &str = "prog-";
+const TC_LINK: &str = "link-tc-";
+/// An entry program attached by netlink, before TCX: its name carries the interface's.
+const TC_FILTER: &str = "tc-filter-";
 const XDP_LINK: &str = "link-xdp-";
 
 /// The two guards of the guarantee, each a tc program.
@@ -156,10 +166,16 @@ impl PinDirectory {
             let old = Self { path: parent.join(found) };
             for guard in Guard::BOTH {
                 for interface in old.interfaces(guard.filter())? {
-                    // There is one filter of a gateway at most, and it may be the new one.
+                    // There is one filter of a gateway at most in each place, and it may be the new
+                    // one.
                     if self.guard_filter(guard, &interface).exists() {
                         remove(&old.guard_filter(guard, &interface))?;
                     }
+                }
+            }
+            for interface in old.interfaces(TC_FILTER)? {
+                if self.tc_filter(&interface).exists() {
+                    remove(&old.tc_filter(&interface))?;
                 }
             }
             old.remove_all(name)?;
@@ -179,6 +195,14 @@ impl PinDirectory {
         self.path.join(pin_name(XDP_LINK, interface))
     }
 
+    pub(super) fn tc_link(&self, interface: &str) -> PathBuf {
+        self.path.join(pin_name(TC_LINK, interface))
+    }
+
+    pub(super) fn tc_filter(&self, interface: &str) -> PathBuf {
+        self.path.join(pin_name(TC_FILTER, interface))
+    }
+
     pub(super) fn guard_link(&self, guard: Guard, interface: &str) -> PathBuf {
         self.path.join(pin_name(guard.link(), interface))
     }
@@ -191,15 +215,26 @@ impl PinDirectory {
         self.path.join(format!("{STAGE_TABLE}{generation}"))
     }
 
-    /// Generations of the programs that have left a stage table here.
-    pub(super) fn stage_generations(&self) -> Result<Vec<u32>, DatapathError> {
-        let entries = entries(&self.path)?;
-        Ok(entries.iter().filter_map(|e| e.strip_prefix(STAGE_TABLE)?.parse().ok()).collect())
+    pub(super) fn tc_stages(&self, generation: u32) -> PathBuf {
+        self.path.join(format!("{TC_STAGE_TABLE}{generation}"))
     }
 
-    /// Interfaces that have an XDP link here.
-    pub(super) fn xdp_interfaces(&self) -> Result<Vec<String>, DatapathError> {
-        self.interfaces(XDP_LINK)
+    /// Generations of the programs that have left a stage table here, of either kind.
+    pub(super) fn stage_generations(&self) -> Result<Vec<u32>, DatapathError> {
+        let of = |entry: &String| {
+            let number =
+                entry.strip_prefix(STAGE_TABLE).or_else(|| entry.strip_prefix(TC_STAGE_TABLE));
+            number?.parse().ok()
+        };
+        Ok(entries(&self.path)?.iter().filter_map(of).collect())
+    }
+
+    /// Interfaces that have an entry program by a pin here, of any kind.
+    pub(super) fn entry_interfaces(&self) -> Result<Vec<String>, DatapathError> {
+        let mut interfaces = self.interfaces(XDP_LINK)?;
+        interfaces.extend(self.interfaces(TC_LINK)?);
+        interfaces.extend(self.interfaces(TC_FILTER)?);
+        Ok(interfaces)
     }
 
     /// Interfaces that have this guard here, as a link or as a filter.
@@ -322,16 +357,13 @@ impl PinDirectory {
             }
         };
         // Translation first and the guard after it: what is on its way then is stopped, not leaked.
-        for interface in self.xdp_interfaces()? {
+        for interface in self.entry_interfaces()? {
             keep(remove_link(&self.xdp_link(&interface)));
+            keep(tc::detach(Place::Entry, self, name, &interface));
         }
         for guard in Guard::BOTH {
-            for interface in self.interfaces(guard.filter())? {
-                keep(attach::remove_guard_filter(name, guard, &interface));
-                keep(remove(&self.guard_filter(guard, &interface)));
-            }
-            for interface in self.interfaces(guard.link())? {
-                keep(remove_link(&self.guard_link(guard, &interface)));
+            for interface in self.guard_interfaces(guard)? {
+                keep(tc::detach(Place::Guard(guard), self, name, &interface));
             }
         }
         for entry in entries(&self.path)? {

@@ -37,6 +37,9 @@ impl Pinned {
                 return;
             }
         }
+        if let Some(interface) = pin.strip_prefix("tc-filter-") {
+            self.programs.insert(interface.to_owned());
+        }
         // Whatever hook the link is of.
         if let Some((_, interface)) = pin.strip_prefix("link-").and_then(|it| it.split_once('-')) {
             self.programs.insert(interface.to_owned());

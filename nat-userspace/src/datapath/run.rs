@@ -2,7 +2,7 @@
 
 use aya::{
     Ebpf,
-    programs::{TestRun as _, TestRunAttrs, TestRunOptions},
+    programs::{TestRun as _, TestRunOptions},
 };
 use bytemuck::{Pod, Zeroable};
 use nat_common::{
@@ -11,7 +11,10 @@ use nat_common::{
     stage::{ReapRequest, request},
 };
 
-use super::{error::DatapathError, load::xdp};
+use super::{
+    error::DatapathError,
+    load::{classifier, xdp},
+};
 
 /// The kernel's `struct xdp_md`, by which a test run names the receiving interface.
 #[repr(C)]
@@ -23,6 +26,23 @@ struct XdpContext {
     ingress_ifindex: u32,
     rx_queue_index: u32,
     egress_ifindex: u32,
+}
+
+/// The beginning of the kernel's `struct __sk_buff`, as far as a test run takes it.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SkbContext {
+    len: u32,
+    pkt_type: u32,
+    mark: u32,
+    queue_mapping: u32,
+    protocol: u32,
+    vlan_present: u32,
+    vlan_tci: u32,
+    vlan_proto: u32,
+    priority: u32,
+    ingress_ifindex: u32,
+    ifindex: u32,
 }
 
 impl XdpContext {
@@ -76,21 +96,21 @@ fn ask(bpf: &Ebpf, op: u32, keys: &[FlowKey]) -> Result<(u32, ReapRequest), Data
     Ok((result.return_value, answer))
 }
 
-/// Sends a frame out of an interface of the gateway. The frame has no more than about 3,500 bytes.
+/// Sends a frame out of an interface of the gateway, by the way of the host's own frames.
 pub(super) fn emit(bpf: &Ebpf, ifindex: u32, frame: &[u8]) -> Result<(), DatapathError> {
-    let context = XdpContext::new(frame.len(), ifindex)?;
-    xdp(bpf, maps::EMIT_PROGRAM)?
+    let what = || format!("send a frame out of interface {ifindex}");
+    let context = SkbContext { mark: ifindex, ..SkbContext::zeroed() };
+    let result = classifier(bpf, maps::EMIT_PROGRAM)?
         .test_run(TestRunOptions {
             data_in: Some(frame),
             ctx_in: Some(bytemuck::bytes_of(&context)),
-            // Frames are really sent only in this mode (Linux 5.18).
-            attrs: TestRunAttrs::new().xdp_live_frames(1),
             ..TestRunOptions::default()
         })
-        .map(drop)
-        .map_err(|error| {
-            DatapathError::bpf(format!("send a frame out of interface {ifindex}"), error)
-        })
+        .map_err(|error| DatapathError::bpf(what(), error))?;
+    match result.return_value {
+        0 => Ok(()),
+        _ => Err(DatapathError::call(what(), std::io::ErrorKind::NotConnected.into())),
+    }
 }
 
 /// Runs the entry program on a frame as if it had come from an interface; nothing is sent.
@@ -106,6 +126,23 @@ pub(super) fn entry(bpf: &Ebpf, ifindex: u32, frame: &[u8]) -> Result<RunResult,
             ..TestRunOptions::default()
         })
         .map_err(|error| DatapathError::bpf("run the entry program", error))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(RunResult { action: result.return_value, frame: out })
+}
+
+/// The same by the programs for tc.
+pub(super) fn tc_entry(bpf: &Ebpf, ifindex: u32, frame: &[u8]) -> Result<RunResult, DatapathError> {
+    const ROOM: usize = 1024;
+    let context = SkbContext { ifindex, ..SkbContext::zeroed() };
+    let mut out = vec![0; frame.len() + ROOM];
+    let result = classifier(bpf, maps::ENTRY_PROGRAM)?
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(bytemuck::bytes_of(&context)),
+            ..TestRunOptions::default()
+        })
+        .map_err(|error| DatapathError::bpf("run the entry program of tc", error))?;
     out.truncate(result.data_size_out as usize);
     Ok(RunResult { action: result.return_value, frame: out })
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
-    programs::xdp::XdpLink,
+    programs::{tc::SchedClassifierLink, xdp::XdpLink},
 };
 use nat_common::{
     counters::Counters,
@@ -14,14 +14,25 @@ use nat_common::{
 };
 
 use super::{
-    AttachMode, Datapath, Result, error::DatapathError, load::xdp_mut, map_error,
-    pin::PinDirectory, tables::Kern,
+    AttachMode, Datapath, Result,
+    error::DatapathError,
+    load::{classifier_mut, xdp_mut},
+    map_error,
+    pin::PinDirectory,
+    tables::Kern,
+    tc, tc_mut,
 };
 
 /// The device as the dataplane knows it. Not pinned: it ends with the process, as the device does.
 pub(super) struct SlowPathDevice {
     pub(super) ifindex: u32,
-    _link: XdpLink,
+    _link: Link,
+}
+
+#[expect(dead_code, reason = "held for its end")]
+enum Link {
+    Xdp(XdpLink),
+    Tc(SchedClassifierLink),
 }
 
 impl Datapath {
@@ -40,12 +51,7 @@ impl Datapath {
                 source: io::ErrorKind::AlreadyExists.into(),
             });
         }
-        let what = || "attach to the slow path's device";
-        let program = xdp_mut(&mut self.bpf, maps::RETURN_PROGRAM)?;
-        let link = program
-            .attach_to_if_index(ifindex, mode.flags())
-            .and_then(|id| program.take_link(id))
-            .map_err(|error| DatapathError::bpf(what(), error))?;
+        let link = self.attach_return(ifindex, mode)?;
         self.tables
             .egress
             .set(slot, ifindex, None, 0)
@@ -57,6 +63,25 @@ impl Datapath {
             flags: control.flags | control::SLOW_PATH,
             ..control
         })
+    }
+
+    fn attach_return(&mut self, ifindex: u32, mode: AttachMode) -> Result<Link> {
+        let failed = |error| DatapathError::bpf("attach to the slow path's device", error);
+        let Some(flags) = mode.flags() else {
+            self.load_tc()?;
+            let program = classifier_mut(tc_mut(&mut self.tc)?, maps::RETURN_PROGRAM)?;
+            let name = nix::net::if_::if_indextoname(ifindex).map_err(|error| {
+                DatapathError::call("find the slow path's device", error.into())
+            })?;
+            let link = tc::attach_for_now(program, &name.to_string_lossy()).map_err(failed)?;
+            return Ok(Link::Tc(link));
+        };
+        let program = xdp_mut(&mut self.bpf, maps::RETURN_PROGRAM)?;
+        let link = program
+            .attach_to_if_index(ifindex, flags)
+            .and_then(|id| program.take_link(id))
+            .map_err(failed)?;
+        Ok(Link::Xdp(link))
     }
 
     /// Nothing is sent to the slow path any more. Also after an earlier process, whose device may

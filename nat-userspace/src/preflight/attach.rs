@@ -18,6 +18,10 @@ pub(crate) const MULTI_BUFFER_REDIRECT: KernelVersion = KernelVersion { major: 6
 /// What would make attaching fail, and how to mend it.
 pub fn interface(link: &Link, mode: XdpMode, kernel: KernelVersion, ours: bool) -> Result<()> {
     let name = &link.name;
+    // Any interface has tc, and `auto` takes it where native is not to be had.
+    if matches!(mode, XdpMode::Tc | XdpMode::Auto) {
+        return Ok(());
+    }
     if let Some(program) = link.xdp_program
         && !ours
     {
@@ -31,7 +35,7 @@ pub fn interface(link: &Link, mode: XdpMode, kernel: KernelVersion, ours: bool) 
             "the MTU of {name} is {}: frames above {SINGLE_BUFFER_MTU} bytes need kernel \
              {MULTI_BUFFER_REDIRECT} for native redirection, and this is {kernel}; lower it with: \
              ip link set dev {name} mtu {SINGLE_BUFFER_MTU}, boot a newer kernel, or set xdp_mode \
-             = \"generic\"",
+             = \"tc\"",
             link.mtu
         );
     }
@@ -69,8 +73,9 @@ mod tests {
 
     #[test]
     fn a_jumbo_mtu_needs_a_kernel_with_multi_buffer_redirection_unless_generic() {
-        let refused = interface(&link(9000, None), XdpMode::Auto, OLD, false).unwrap_err();
+        let refused = interface(&link(9000, None), XdpMode::Native, OLD, false).unwrap_err();
         assert!(refused.to_string().contains("6.3"), "{refused}");
+        assert!(interface(&link(9000, None), XdpMode::Tc, OLD, false).is_ok());
         assert!(interface(&link(9000, None), XdpMode::Native, NEW, false).is_ok());
         assert!(interface(&link(9000, None), XdpMode::Generic, OLD, false).is_ok());
         assert!(interface(&link(3498, None), XdpMode::Native, OLD, false).is_ok());

@@ -52,19 +52,7 @@ pub(super) fn resolve(
 
 fn xdp_mode(raw: &RawGateway, overrides: &Overrides, faults: &mut Faults) -> XdpMode {
     let written = word_field!(faults, "xdp_mode", raw.xdp_mode, XdpMode, XdpMode::Auto);
-    let mode = overrides.xdp_mode.unwrap_or(written);
-    if mode == XdpMode::Tc {
-        let at = match (overrides.xdp_mode, raw.xdp_mode.given()) {
-            (None, Some(text)) => text.at,
-            _ => At::Flag("--xdp-mode"),
-        };
-        faults.add(
-            at,
-            "xdp_mode \"tc\" is not in this version: the tc hook comes with a later one",
-            "write \"auto\", \"native\" or \"generic\"",
-        );
-    }
-    mode
+    overrides.xdp_mode.unwrap_or(written)
 }
 
 fn sessions(raw: &RawGateway, faults: &mut Faults) -> u32 {
