@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nat_common::{
     counters::Counters,
     flow::FlowKey,
@@ -149,6 +149,21 @@ impl Kernel {
     /// As the kernel gives them; none is expected.
     pub fn receive(&self, ingress: u32, frame: &[u8]) -> Result<RunResult> {
         Ok(self.datapath.run_entry(ingress, frame)?)
+    }
+
+    /// The same by the programs for tc; the action is told in XDP's words.
+    ///
+    /// # Errors
+    /// As the kernel gives them; none is expected.
+    pub fn receive_by_tc(&self, ingress: u32, frame: &[u8]) -> Result<RunResult> {
+        let result = self.datapath.run_tc_entry(ingress, frame)?;
+        let action = match result.action {
+            u32::MAX => action::PASS,
+            2 => action::DROP,
+            7 => action::REDIRECT,
+            other => bail!("action {other} of tc"),
+        };
+        Ok(RunResult { action, ..result })
     }
 
     /// # Errors

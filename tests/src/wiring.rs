@@ -16,6 +16,9 @@ pub const QUIET: Duration = Duration::from_millis(300);
 pub enum Wiring {
     TwoArmed,
     OneArmed,
+    /// On tc, between interfaces with all that veth offloads by default.
+    TwoArmedTc,
+    OneArmedTc,
     /// Two-armed, MTU 9000.
     Jumbo,
     /// One-armed, MTU 9000.
@@ -32,12 +35,14 @@ impl Wiring {
     pub fn lab_with(self, options: LabOptions) -> Result<Lab> {
         let mtu =
             if matches!(self, Self::Jumbo | Self::JumboOneArmed) { 9000 } else { options.mtu };
-        let options = LabOptions { mtu, ..options };
+        let tc = options.tc || matches!(self, Self::TwoArmedTc | Self::OneArmedTc);
+        let offloads = options.offloads || (tc && !options.tc);
+        let options = LabOptions { mtu, tc, offloads, ..options };
         if self.is_one_armed() { Lab::one_armed(options) } else { Lab::two_armed(options) }
     }
 
     pub fn is_one_armed(self) -> bool {
-        matches!(self, Self::OneArmed | Self::JumboOneArmed)
+        matches!(self, Self::OneArmed | Self::OneArmedTc | Self::JumboOneArmed)
     }
 
     /// The router's address on the hop behind the gateway.

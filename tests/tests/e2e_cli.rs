@@ -324,9 +324,9 @@ fn exit_statuses_tell_failure_from_misuse_and_stdout_stays_empty() -> Result<()>
         assert_eq!((output.code(), output.stdout.as_str()), (Some(2), ""), "{output:?}");
         assert!(output.stderr.contains("natgw.toml:"), "{}", output.stderr);
     }
-    let file = lab.write_config(&lab.config().replace("native", "tc"))?;
+    let file = lab.write_config(&lab.config().replace("native", "hardware"))?;
     let output = lab.natgw(&["run", "-c", &file.display().to_string()])?;
-    assert_eq!(output.code(), Some(2), "the tc hook is not there yet: {output:?}");
+    assert_eq!(output.code(), Some(2), "no such hook: {output:?}");
 
     let _gateway = lab.start_natgw(&lab.config())?;
     for refused in [

@@ -116,7 +116,8 @@ fn twenty_thousand_broken_frames_leave_no_protected_source_outside(
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn no_kind_of_stateless_or_malformed_packet_leaves_untranslated(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc, Wiring::OneArmedTc)]
+    wiring: Wiring,
     #[values(Daemon::Running, Daemon::Stopped, Daemon::Killed)] daemon: Daemon,
 ) -> Result<()> {
     let lab = lab(wiring)?;
@@ -139,7 +140,8 @@ fn no_kind_of_stateless_or_malformed_packet_leaves_untranslated(
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn the_guard_counts_what_it_stops_while_the_gateway_is_stopped(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc, Wiring::OneArmedTc)]
+    wiring: Wiring,
 ) -> Result<()> {
     const FRAMES: usize = 100;
     let lab = lab(wiring)?;

@@ -16,7 +16,7 @@ fn private_ends(flows: &serde_json::Value) -> Vec<&str> {
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn a_connection_survives_the_daemons_death_and_is_adopted_by_the_next(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc)] wiring: Wiring,
 ) -> Result<()> {
     let lab = wiring.lab()?;
     echo_server(lab.server(), 7)?;
@@ -53,7 +53,7 @@ fn a_connection_survives_the_daemons_death_and_is_adopted_by_the_next(
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn a_planned_stop_ends_translation_and_the_next_start_goes_on_where_it_stopped(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc)] wiring: Wiring,
 ) -> Result<()> {
     let lab = wiring.lab()?;
     echo_server(lab.server(), 7)?;

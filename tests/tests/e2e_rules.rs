@@ -244,7 +244,7 @@ fn a_pool_address_that_nobody_owns_answers_arp_on_the_outside(
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn a_live_session_is_translated_both_ways(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc)] wiring: Wiring,
     #[values(false, true)] ip_forward: bool,
 ) -> Result<()> {
     let lab = lab(wiring, ip_forward)?;
@@ -327,7 +327,7 @@ fn a_pool_address_of_the_host_still_serves_the_hosts_own_ports(
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn the_hosts_own_addresses_stay_the_hosts(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc)] wiring: Wiring,
     #[values(false, true)] ip_forward: bool,
 ) -> Result<()> {
     let lab = lab(wiring, ip_forward)?;

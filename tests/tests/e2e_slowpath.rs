@@ -220,7 +220,7 @@ fn a_large_ping_passes_both_ways() -> Result<()> {
 #[ignore = "needs root: cargo xtask test e2e"]
 fn fragments_of_a_large_datagram_arrive_whatever_their_order_both_ways(
     #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
-    #[values("native", "generic")] mode: &str,
+    #[values("native", "generic", "tc")] mode: &str,
 ) -> Result<()> {
     let lab = wiring.lab()?;
     let gateway = lab.start_natgw_with(&lab.config(), &["--xdp-mode", mode])?;

@@ -21,7 +21,14 @@ fn transfer_size() -> Result<u64> {
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn a_download_and_an_upload_arrive_unchanged(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::Jumbo, Wiring::JumboOneArmed)]
+    #[values(
+        Wiring::TwoArmed,
+        Wiring::OneArmed,
+        Wiring::TwoArmedTc,
+        Wiring::OneArmedTc,
+        Wiring::Jumbo,
+        Wiring::JumboOneArmed
+    )]
     wiring: Wiring,
 ) -> Result<()> {
     let lab = wiring.lab()?;
@@ -114,7 +121,14 @@ fn five_hundred_connections_of_two_hosts_are_open_at_once(
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn none_of_ten_thousand_udp_exchanges_is_lost(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::Jumbo, Wiring::JumboOneArmed)]
+    #[values(
+        Wiring::TwoArmed,
+        Wiring::OneArmed,
+        Wiring::TwoArmedTc,
+        Wiring::OneArmedTc,
+        Wiring::Jumbo,
+        Wiring::JumboOneArmed
+    )]
     wiring: Wiring,
 ) -> Result<()> {
     let lab = wiring.lab()?;

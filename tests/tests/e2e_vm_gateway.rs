@@ -16,7 +16,8 @@ const BYTES: u64 = 3_000_000;
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn tcp_udp_and_icmp_pass_and_come_back(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc, Wiring::OneArmedTc)]
+    wiring: Wiring,
 ) -> Result<()> {
     let lab = wiring.lab()?;
     let _web = http::HttpServer::start(lab.server(), 80)?;
@@ -45,7 +46,8 @@ fn tcp_udp_and_icmp_pass_and_come_back(
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn icmp_errors_of_the_gateway_and_of_routers_behind_it_reach_the_client(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc, Wiring::OneArmedTc)]
+    wiring: Wiring,
 ) -> Result<()> {
     let lab = wiring.lab_with(LabOptions { path_mtu: Some(1400), ..LabOptions::default() })?;
     let gateway = lab.start_natgw(&lab.config())?;
@@ -69,7 +71,8 @@ fn icmp_errors_of_the_gateway_and_of_routers_behind_it_reach_the_client(
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn a_stopped_or_killed_gateway_lets_no_private_source_out(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc, Wiring::OneArmedTc)]
+    wiring: Wiring,
     #[values(false, true)] killed: bool,
 ) -> Result<()> {
     let lab = wiring.lab_with(LabOptions { ip_forward: true, ..LabOptions::default() })?;
@@ -96,10 +99,12 @@ fn a_stopped_or_killed_gateway_lets_no_private_source_out(
     Ok(())
 }
 
-#[test]
+#[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
-fn a_connection_lives_through_a_killed_daemon_and_its_successor() -> Result<()> {
-    let lab = Wiring::TwoArmed.lab()?;
+fn a_connection_lives_through_a_killed_daemon_and_its_successor(
+    #[values(Wiring::TwoArmed, Wiring::TwoArmedTc)] wiring: Wiring,
+) -> Result<()> {
+    let lab = wiring.lab()?;
     let echo = stream::echo_server(lab.server(), 7)?;
     let config = lab.config();
     let mut first = lab.start_natgw(&config)?;

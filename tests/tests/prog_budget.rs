@@ -18,8 +18,9 @@ const BUDGET: &str = include_str!("../budget.toml");
 /// The kernel refuses a program beyond it.
 const LIMIT: u32 = 1_000_000;
 
-/// Tables of the budget: the dataplane, and the programs of `natgw trace`, which have the same names.
-const PARTS: [&str; 2] = ["", " trace"];
+/// Tables of the budget: the dataplane, its programs for tc, and those of `natgw trace`, which have
+/// the same names.
+const PARTS: [&str; 3] = ["", " tc", " trace"];
 
 /// The kernel cuts names at 15 bytes.
 fn cut(name: &str) -> &str {
@@ -49,12 +50,16 @@ fn programs_of(kernel: &Kernel, known: &BTreeSet<u32>) -> Result<BTreeMap<u32, (
 }
 
 /// Programs of this process's own gateway, by part.
-fn walked() -> Result<[BTreeMap<String, u32>; 2]> {
-    let kernel = Kernel::start(Arms::Two, "", &rules(""), 1024)?;
+fn walked() -> Result<[BTreeMap<String, u32>; 3]> {
+    let mut kernel = Kernel::start(Arms::Two, "", &rules(""), 1024)?;
     let dataplane = programs_of(&kernel, &BTreeSet::new())?;
+    let mut known: BTreeSet<u32> = dataplane.keys().copied().collect();
+    kernel.datapath.load_tc()?;
+    let tc = programs_of(&kernel, &known)?;
+    known.extend(tc.keys());
     let _tracer = kernel.datapath.tracer().load()?;
-    let tracer = programs_of(&kernel, &dataplane.keys().copied().collect())?;
-    Ok([dataplane, tracer].map(|programs| programs.into_values().collect()))
+    let tracer = programs_of(&kernel, &known)?;
+    Ok([dataplane, tc, tracer].map(|programs| programs.into_values().collect()))
 }
 
 #[test]
@@ -81,6 +86,7 @@ fn no_program_costs_the_verifier_a_tenth_more_than_its_budget() -> Result<()> {
         .chain(&alone)
         .map(|name| (name, &walked[0]))
         .chain(stages.iter().map(|name| (name, &walked[1])))
+        .chain(stages.iter().map(|name| (name, &walked[2])))
     {
         assert!(walked.contains_key(cut(name)), "{name} is not loaded: {table}");
     }

@@ -22,24 +22,36 @@ use nat_tests::{
     mirror::{entries_of_host, entry_of_kernel, mirror},
 };
 use nat_userspace::datapath::RunResult;
+use rstest::rstest;
 
 const SESSIONS: u32 = 16384;
 const FRAMES: usize = 5_000;
 const RFC: &str = "profile = \"rfc\"";
 
+/// By which programs the kernel does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hook {
+    Xdp,
+    Tc,
+}
+
 /// One gateway twice.
 struct Twins {
+    hook: Hook,
     kernel: Kernel,
     host: World,
     counted: Counters,
 }
 
 impl Twins {
-    fn start(arms: Arms, gateway: &str, pool: &str) -> Result<Self> {
-        let kernel = Kernel::start(arms, gateway, &rules(pool), SESSIONS)?;
+    fn start(hook: Hook, arms: Arms, gateway: &str, pool: &str) -> Result<Self> {
+        let mut kernel = Kernel::start(arms, gateway, &rules(pool), SESSIONS)?;
+        if hook == Hook::Tc {
+            kernel.datapath.load_tc()?;
+        }
         let host = mirror(&kernel)?;
         let counted = kernel.counters()?;
-        Ok(Self { kernel, host, counted })
+        Ok(Self { hook, kernel, host, counted })
     }
 
     fn ingress(&self, inside: bool) -> u32 {
@@ -52,7 +64,10 @@ impl Twins {
         self.host.now.set(self.kernel.datapath.now()?);
         let before = *self.host.totals.borrow();
         let here = self.host.receive(ingress, frame);
-        let there = self.kernel.receive(ingress, frame)?;
+        let there = match self.hook {
+            Hook::Xdp => self.kernel.receive(ingress, frame)?,
+            Hook::Tc => self.kernel.receive_by_tc(ingress, frame)?,
+        };
         self.compare(frame, ingress, &here, &there)?;
 
         let totals = self.kernel.counters()?;
@@ -96,7 +111,11 @@ impl Twins {
     /// An interface that is both sides bounces what goes back by it; everything else is redirected.
     fn way_to(&self, slot: u32, ingress: u32) -> u32 {
         let both = self.host.interfaces[&slot].role == role::PRIVATE | role::PUBLIC;
-        if both && slot == ingress % INTERFACE_SLOTS { action::TX } else { action::REDIRECT }
+        if both && self.hook == Hook::Xdp && slot == ingress % INTERFACE_SLOTS {
+            action::TX
+        } else {
+            action::REDIRECT
+        }
     }
 
     /// A port by chance, which differs from kernel to host: that session is ended in both.
@@ -153,8 +172,8 @@ fn context(frame: &[u8], here: &Run, there: &RunResult) -> String {
     )
 }
 
-fn everything_agrees(arms: Arms, gateway: &str, pool: &str, seed: u64) -> Result<()> {
-    let mut twins = Twins::start(arms, gateway, pool)?;
+fn everything_agrees(hook: Hook, arms: Arms, gateway: &str, pool: &str, seed: u64) -> Result<()> {
+    let mut twins = Twins::start(hook, arms, gateway, pool)?;
     let mut generator = Generator::new(seed);
     for number in 0..FRAMES {
         if number % 500 == 0 {
@@ -162,6 +181,10 @@ fn everything_agrees(arms: Arms, gateway: &str, pool: &str, seed: u64) -> Result
             twins.host.control = twins.kernel.datapath.control()?;
         }
         let (frame, inside) = generator.frame();
+        // As a buffer the kernel runs no frame that has less than an IP header.
+        if hook == Hook::Tc && frame.len() < 34 {
+            continue;
+        }
         let run = twins.receive(&frame, inside)?;
         let egress = match run.outcome.out {
             Out::Slot(slot) => u32::from(slot),
@@ -190,34 +213,42 @@ fn everything_agrees(arms: Arms, gateway: &str, pool: &str, seed: u64) -> Result
     Ok(())
 }
 
-#[test]
+#[rstest]
 #[ignore = "needs root: cargo xtask test prog"]
-fn two_armed_host_and_kernel_agree_on_every_frame() -> Result<()> {
-    everything_agrees(Arms::Two, "", "", 0x5eed_0001)
+fn two_armed_host_and_kernel_agree_on_every_frame(
+    #[values(Hook::Xdp, Hook::Tc)] hook: Hook,
+) -> Result<()> {
+    everything_agrees(hook, Arms::Two, "", "", 0x5eed_0001)
 }
 
-#[test]
+#[rstest]
 #[ignore = "needs root: cargo xtask test prog"]
-fn one_armed_host_and_kernel_agree_on_every_frame() -> Result<()> {
-    everything_agrees(Arms::One, "", "", 0x5eed_0002)
+fn one_armed_host_and_kernel_agree_on_every_frame(
+    #[values(Hook::Xdp, Hook::Tc)] hook: Hook,
+) -> Result<()> {
+    everything_agrees(hook, Arms::One, "", "", 0x5eed_0002)
 }
 
-#[test]
+#[rstest]
 #[ignore = "needs root: cargo xtask test prog"]
-fn in_profile_rfc_host_and_kernel_agree_on_every_frame() -> Result<()> {
-    everything_agrees(Arms::Two, RFC, "", 0x5eed_0003)
+fn in_profile_rfc_host_and_kernel_agree_on_every_frame(
+    #[values(Hook::Xdp, Hook::Tc)] hook: Hook,
+) -> Result<()> {
+    everything_agrees(hook, Arms::Two, RFC, "", 0x5eed_0003)
 }
 
-#[test]
+#[rstest]
 #[ignore = "needs root: cargo xtask test prog"]
-fn one_armed_in_profile_rfc_host_and_kernel_agree_on_every_frame() -> Result<()> {
-    everything_agrees(Arms::One, RFC, "filtering = \"endpoint-independent\"", 0x5eed_0004)
+fn one_armed_in_profile_rfc_host_and_kernel_agree_on_every_frame(
+    #[values(Hook::Xdp, Hook::Tc)] hook: Hook,
+) -> Result<()> {
+    everything_agrees(hook, Arms::One, RFC, "filtering = \"endpoint-independent\"", 0x5eed_0004)
 }
 
-#[test]
+#[rstest]
 #[ignore = "needs root: cargo xtask test prog"]
-fn fragments_are_translated_alike() -> Result<()> {
-    let mut twins = Twins::start(Arms::Two, "", "")?;
+fn fragments_are_translated_alike(#[values(Hook::Xdp, Hook::Tc)] hook: Hook) -> Result<()> {
+    let mut twins = Twins::start(hook, Arms::Two, "", "")?;
     let mut datagrams = [
         (Packet::udp((HOST, 5000), (REMOTE, 53)), true),
         (Packet::udp((REMOTE, 53), (POOL, 5000)), false),

@@ -45,6 +45,9 @@ pub struct LabOptions {
     /// Leaves checksum and segmentation offload of veth on everywhere: frames reach the gateway
     /// as GSO super-packets with partial checksums. Native XDP cannot translate those.
     pub offloads: bool,
+    /// The gateway translates on tc, and the peers of its interfaces are as veth comes: without
+    /// XDP program and GRO.
+    pub tc: bool,
     /// Prefix of all names instead of one made of the process id; such a lab survives its
     /// process, until [`Lab::remove_kept`].
     pub prefix: Option<String>,
@@ -62,6 +65,7 @@ impl Default for LabOptions {
             gro: true,
             bare_peer: false,
             offloads: false,
+            tc: false,
             prefix: None,
             natgw: None,
         }
@@ -79,7 +83,8 @@ impl Lab {
         }
     }
 
-    /// A configuration that translates 10.0.1.0/24 to [`Lab::eip`] in native XDP. More keys of
+    /// A configuration that translates 10.0.1.0/24 to [`Lab::eip`], in native XDP unless the
+    /// options say otherwise. More keys of
     /// `[gateway]` can be put in front, whole tables behind.
     pub fn config(&self) -> String {
         self.config_with_pool(&format!("addresses = [\"{}\"]", self.eip()))
@@ -91,7 +96,7 @@ impl Lab {
             "[gateway]\n\
              public = [\"{}\"]\n\
              private = [\"{}\"]\n\
-             xdp_mode = \"native\"\n\
+             xdp_mode = \"{}\"\n\
              sessions = 131072\n\
              \n\
              [[pool]]\n\
@@ -103,6 +108,7 @@ impl Lab {
              pool = \"default\"\n",
             self.public_interface(),
             self.private_interface(),
+            if self.options.tc { "tc" } else { "native" },
         )
     }
 
@@ -227,6 +233,9 @@ impl Lab {
 
     /// Makes the peer of a gateway's interface take what XDP redirects to it.
     fn face_gateway(&mut self, role: &str, interface: &str) -> Result<()> {
+        if self.options.tc {
+            return Ok(());
+        }
         let namespace = self.ns(role).clone();
         let bounced = self.arms == Arms::One && !self.options.bare_peer;
         if bounced || !self.options.gro {
