@@ -63,6 +63,7 @@ pub(super) struct Gateway {
 impl Gateway {
     pub(super) fn new(
         config: Config,
+        hook: Hook,
         options: RunOptions,
         datapath: Datapath,
         snapshot: Snapshot,
@@ -74,7 +75,6 @@ impl Gateway {
             .map(|(name, role)| (name.to_owned(), Port::new(role)))
             .collect();
         let state_path = StateFile::path(&config.gateway.state_dir, &config.gateway.name);
-        let hook = Hook::choose(&config, &snapshot);
         Self {
             config,
             options,

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{RunOptions, added, detach::remove_everything, gateway::Gateway};
+use super::{RunOptions, added, detach::remove_everything, gateway::Gateway, hook::Hook};
 use crate::{
     config::Config,
     datapath::{self, Datapath, OpenOptions, Opened},
@@ -36,15 +36,17 @@ pub(super) fn start(
         preflight::interface(link, config.gateway.xdp_mode, kernel, ours)?;
     }
     let state = adopt_state(&config)?;
-    let open = if options.cold { Datapath::open_cold } else { Datapath::open };
-    let opened = open(&OpenOptions {
+    let hook = Hook::choose(&config, &snapshot);
+    let open = if options.cold { Datapath::open_cold } else { Datapath::open_for };
+    let open_options = OpenOptions {
         bpf_dir: config.gateway.bpf_dir.clone(),
         name: config.gateway.name.clone(),
         sessions: config.gateway.sessions,
         verifier_log: Some(
             config.gateway.state_dir.join(format!("{}.verifier.log", config.gateway.name)),
         ),
-    });
+    };
+    let opened = open(&open_options, hook.mode);
     let (datapath, opened) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -60,7 +62,7 @@ pub(super) fn start(
         log::info!("adopted the state of an earlier run: {sessions} sessions");
     }
     let readmitted = added::readmit(&mut config, &state, &snapshot);
-    let mut gateway = Gateway::new(config, options, datapath, snapshot, state);
+    let mut gateway = Gateway::new(config, hook, options, datapath, snapshot, state);
     gateway.failed = failed;
     gateway.drain_readmitted(&readmitted);
     match gateway.bring_up() {

@@ -34,7 +34,8 @@ pub(super) struct Loaded {
     pub(super) adopted: bool,
 }
 
-/// Loads the programs over the maps that are pinned, or over new ones.
+/// Loads the programs over the maps that are pinned, or over new ones; those for XDP if they are
+/// wanted.
 ///
 /// The programs get a stage table of their own, so that those of an earlier process run on
 /// untouched until the links are updated.
@@ -42,6 +43,7 @@ pub(super) fn load(
     pins: &PinDirectory,
     name: &str,
     sessions: u32,
+    xdp: bool,
     verifier_log: Option<&Path>,
 ) -> Result<Loaded, DatapathError> {
     if OBJECT.is_empty() {
@@ -56,6 +58,9 @@ pub(super) fn load(
 
     let result = load_object(pins, &capacities, generation).and_then(|mut bpf| {
         load_programs(&mut bpf, verifier_log)?;
+        if xdp {
+            load_xdp(&mut bpf, verifier_log)?;
+        }
         Ok(bpf)
     });
     match result {
@@ -143,14 +148,21 @@ fn load_object(
 }
 
 fn load_programs(bpf: &mut Ebpf, verifier_log: Option<&Path>) -> Result<(), DatapathError> {
-    let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM, maps::REAPER_PROGRAM];
-    // Pinned: it needs nobody to hold it.
-    drop(load_stages(bpf, &others, verifier_log)?);
+    let name = maps::REAPER_PROGRAM;
+    let reaper = xdp_mut(bpf, name)?;
+    persist(|| reaper.load()).map_err(|error| rejected(name, error, verifier_log))?;
     for name in [maps::GUARD_PROGRAM, maps::INNER_GUARD_PROGRAM, maps::EMIT_PROGRAM] {
         let program = classifier_mut(bpf, name)?;
         persist(|| program.load()).map_err(|error| rejected(name, error, verifier_log))?;
     }
     Ok(())
+}
+
+/// The programs that translate on XDP.
+pub(super) fn load_xdp(bpf: &mut Ebpf, verifier_log: Option<&Path>) -> Result<(), DatapathError> {
+    let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM];
+    // The table is pinned: it needs nobody to hold it.
+    load_stages(bpf, &others, verifier_log).map(drop)
 }
 
 /// The programs for tc, over the maps that [`load`] has pinned, with a stage table of their own.

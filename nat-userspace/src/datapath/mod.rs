@@ -84,6 +84,8 @@ pub enum Opened {
 
 pub struct Datapath {
     bpf: Ebpf,
+    /// Whether those that translate on XDP are loaded; they take as long as those for tc.
+    xdp: bool,
     /// The programs for tc, from the moment on in which they are wanted.
     tc: Option<Ebpf>,
     verifier_log: Option<PathBuf>,
@@ -106,13 +108,23 @@ impl Datapath {
     /// # Errors
     /// Each with its remedy: see [`DatapathError`]. What was pinned before stays as it was.
     pub fn open(options: &OpenOptions) -> Result<(Self, Opened)> {
+        Self::open_for(options, AttachMode::Native)
+    }
+
+    /// [`Self::open`], with the programs for this mode only; others follow when they are wanted.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn open_for(options: &OpenOptions, mode: AttachMode) -> Result<(Self, Opened)> {
+        let xdp = mode.flags().is_some();
         let OpenOptions { bpf_dir, name, sessions, verifier_log } = options;
         let pins = PinDirectory::create(bpf_dir, name)?;
         let load::Loaded { mut bpf, generation, adopted } =
-            load::load(&pins, name, *sessions, verifier_log.as_deref())?;
+            load::load(&pins, name, *sessions, xdp, verifier_log.as_deref())?;
         let tables = Tables::take(&mut bpf)?;
         let mut datapath = Self {
             bpf,
+            xdp,
             tc: None,
             verifier_log: verifier_log.clone(),
             pins,
@@ -145,10 +157,10 @@ impl Datapath {
     ///
     /// # Errors
     /// As above; then everything is as it was.
-    pub fn open_cold(options: &OpenOptions) -> Result<(Self, Opened)> {
+    pub fn open_cold(options: &OpenOptions, mode: AttachMode) -> Result<(Self, Opened)> {
         let OpenOptions { bpf_dir, name, .. } = options;
         PinDirectory::put_aside(bpf_dir, name)?;
-        Self::open(options).inspect_err(|_| {
+        Self::open_for(options, mode).inspect_err(|_| {
             if let Err(error) = PinDirectory::put_back(bpf_dir, name) {
                 log::warn!("{error}; run natgw detach --name {name}");
             }
@@ -171,6 +183,7 @@ impl Datapath {
     pub fn attach_xdp(&mut self, ifindex: u32, interface: &str, mode: AttachMode) -> Result<()> {
         match mode.flags() {
             Some(flags) => {
+                self.load_xdp()?;
                 attach::attach_xdp(&mut self.bpf, &self.pins, ifindex, interface, mode, flags)?;
                 tc::detach(Place::Entry, &self.pins, &self.name, interface)?;
             }
@@ -183,6 +196,14 @@ impl Datapath {
             }
         }
         self.attached.insert(interface.to_owned(), mode);
+        Ok(())
+    }
+
+    fn load_xdp(&mut self) -> Result<()> {
+        if !self.xdp {
+            load::load_xdp(&mut self.bpf, self.verifier_log.as_deref())?;
+            self.xdp = true;
+        }
         Ok(())
     }
 
@@ -284,10 +305,13 @@ impl Datapath {
                 pin::remove(&self.pins.tc_stages(generation))?;
             }
         }
-        for name in [maps::ENTRY_PROGRAM, maps::REAPER_PROGRAM] {
-            let path = self.pins.program(name);
-            pin::remove(&path)?;
-            pinned(load::xdp_mut(&mut self.bpf, name)?.pin(&path), &path)?;
+        let path = self.pins.program(maps::REAPER_PROGRAM);
+        pin::remove(&path)?;
+        pinned(load::xdp_mut(&mut self.bpf, maps::REAPER_PROGRAM)?.pin(&path), &path)?;
+        let path = self.pins.program(maps::ENTRY_PROGRAM);
+        pin::remove(&path)?;
+        if self.xdp {
+            pinned(load::xdp_mut(&mut self.bpf, maps::ENTRY_PROGRAM)?.pin(&path), &path)?;
         }
         for name in [maps::GUARD_PROGRAM, maps::INNER_GUARD_PROGRAM, maps::EMIT_PROGRAM] {
             let path = self.pins.program(name);

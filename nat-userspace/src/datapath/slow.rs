@@ -76,6 +76,7 @@ impl Datapath {
             let link = tc::attach_for_now(program, &name.to_string_lossy()).map_err(failed)?;
             return Ok(Link::Tc(link));
         };
+        self.load_xdp()?;
         let program = xdp_mut(&mut self.bpf, maps::RETURN_PROGRAM)?;
         let link = program
             .attach_to_if_index(ifindex, flags)
