@@ -8,8 +8,8 @@
 //!  └───────────────────────────────┴─► classify ─┬─► inbound ─┬─► accept ─► hit
 //!                                                │            └─► open (hairpin)
 //!                                                ├─► open ─┬─► out
-//!                                                │         ├─► open_busy ─► hit
-//!                                                │         └─► join ◄─► bind (mapping); join ─► hit
+//!                                                │         ├─► open_busy ◄─► seek, reclaim; open_busy ─► send
+//!                                                │         └─► join ◄─► bind ◄─► seek, reclaim; join ─► send
 //!                                                ├─► stateless ─► out
 //!                                                └─► the host's stack, or a reason
 //! any of them ─► answer (ICMP error, RST), hold (the slow path)

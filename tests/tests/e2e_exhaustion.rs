@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nat_tests::frames::Path;
@@ -155,5 +155,33 @@ fn every_port_of_the_full_range_is_given_out_and_none_twice() -> Result<()> {
         .collect();
     assert_eq!(ports.len(), PORTS);
     assert_eq!((ports.first(), ports.last()), (Some(&1024), Some(&65_535)));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn when_the_daemon_is_dead_the_ports_of_expired_sessions_are_given_out_again() -> Result<()> {
+    let lab = Wiring::TwoArmed.lab()?;
+    udp_echo(&lab, 7)?;
+    let mut gateway = lab.start_natgw(&format!("{}\n[timeouts]\nudp = \"3s\"\n", narrow(&lab)))?;
+    let ask = |limit: Duration| -> Result<bool> {
+        let socket = lab.client(1).enter(|| UdpSocket::bind("0.0.0.0:0"))?;
+        socket.connect(at_server(7))?;
+        socket.set_read_timeout(Some(limit))?;
+        socket.send(&[1])?;
+        Ok(socket.recv(&mut [0; 8]).is_ok())
+    };
+    for number in 0..64 {
+        assert!(ask(SOON)?, "session {number}");
+    }
+    gateway.sigkill()?;
+    assert!(!ask(QUIET)?, "the 65th finds no port");
+    // Nobody ends them now; their time is up all the same.
+    let deadline = Instant::now() + 2 * SOON;
+    for number in 0..64 {
+        while !ask(QUIET)? {
+            assert!(Instant::now() < deadline, "{number} ports became free");
+        }
+    }
     Ok(())
 }

@@ -31,8 +31,7 @@ const AGAIN_ALONE: u32 = 1 << 18;
 /// The most of them at a time while the daemon lives.
 const MOST: u32 = 1 << 11;
 
-/// What `OPEN_BUSY` and `BIND` want, and get.
-/// Aligned as the compiler copies it.
+/// What `OPEN_BUSY` and `BIND` want, and get. Aligned as the compiler copies it.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
 pub struct Wanted {

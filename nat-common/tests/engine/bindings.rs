@@ -4,6 +4,7 @@ use nat_common::{
     env::Tables as _,
     flow::{FlowKey, Tuple},
     host::packet::{Endpoint, Packet, seen},
+    maps::stage,
     net::{Port, proto},
     rules::pool,
     session::{BindingKey, HostKey},
@@ -253,4 +254,45 @@ fn a_binding_of_another_life_admits_nobody_by_old_permits() {
     let old = Packet::udp((REMOTE, 53), public);
     assert_eq!(gateway.refused_back(&old), DropReason::FilteredEndpoint);
     assert!(gateway.world.session(&key(&old)).is_none());
+}
+
+#[test]
+fn the_last_public_port_is_found_for_an_endpoint_however_late_the_tracking_begins() {
+    let mut gateway = Gateway::rfc();
+    gateway.limit_ports(2000, 2999);
+    // Each keeps its own: nothing is tracked.
+    for port in (2000..=2999).filter(|port| *port != 2345) {
+        assert_eq!(gateway.sent_out(&Packet::udp((HOST, port), (REMOTE, 53))).sport, port);
+    }
+    assert!(gateway.world.busy.borrow().is_empty());
+    let other = Packet::udp((OTHER_HOST, 2000), (REMOTE, 53));
+    assert_eq!(gateway.sent_out(&other).source(), (POOL, 2345));
+    let more = Packet::udp((OTHER_HOST, 2001), (REMOTE, 53));
+    assert_eq!(gateway.out(&more).verdict(), Verdict::Answered);
+    assert_eq!(gateway.out(&more).stages, [stage::CLASSIFY, stage::ANSWER], "it is remembered");
+    // Of this endpoint: another of the host may have a binding.
+    let one_more = gateway.out(&Packet::udp((OTHER_HOST, 2002), (REMOTE, 53)));
+    assert!(one_more.stages.contains(&stage::BIND));
+    assert_eq!(gateway.sent_out(&Packet::udp((OTHER_HOST, 2000), (REMOTE, 54))).sport, 2345);
+}
+
+#[test]
+fn a_binding_without_sessions_gives_its_port_up_without_the_daemon_when_it_has_rested() {
+    let mut gateway = Gateway::rfc();
+    gateway.limit_ports(2000, 2063);
+    for port in 2000..=2063 {
+        gateway.sent_out(&Packet::udp((HOST, port), (REMOTE, 53)));
+    }
+    let ended = Packet::udp((HOST, 2007), (REMOTE, 53));
+    assert!(reap::one(&gateway.world, request::END, &key(&ended)));
+    let other = Packet::udp((OTHER_HOST, 5000), (REMOTE, 53));
+    for (wait, free) in [(0, false), (119 * HZ, false), (HZ, true)] {
+        gateway.pass(wait);
+        let run = gateway.out(&other);
+        assert_eq!(run.verdict() == Verdict::ToDestination, free, "by {:?}", run.stages);
+        if free {
+            assert_eq!(seen(&run.frame).source(), (POOL, 2007));
+        }
+    }
+    assert_eq!(refs(&gateway, (HOST, 2007)), None);
 }
