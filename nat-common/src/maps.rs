@@ -87,6 +87,7 @@ pub const STAGE_PROGRAMS: &[(u32, &str)] = &[
     (stage::SEEK, "natgw_seek"),
     (stage::SEND, "natgw_send"),
     (stage::RECLAIM, "natgw_reclaim"),
+    (stage::FAST, "natgw_fast"),
 ];
 
 /// Entry program on every interface of the gateway: on XDP, or on the ingress of tc. The stages have
@@ -134,5 +135,6 @@ pub mod stage {
     pub const SEEK: u32 = 14;
     pub const SEND: u32 = 15;
     pub const RECLAIM: u32 = 16;
+    pub const FAST: u32 = 17;
     pub const COUNT: u32 = 32;
 }

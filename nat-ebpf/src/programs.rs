@@ -16,7 +16,7 @@ use nat_common::{
     answer,
     env::{Clock as _, Packet, Tables as _},
     flow::FlowKey,
-    maps::INTERFACE_SLOTS,
+    maps::{INTERFACE_SLOTS, stage},
     rules::{interface, role},
     stage::{
         Out, Outcome, ReapRequest, Side, Step, accept, bind, classify, error, fast, fragment, hit,
@@ -171,17 +171,19 @@ pub(crate) fn natgw(ctx: XdpContext) -> u32 {
     let env = Env::new(ctx.ctx.cast());
     let mut frame = Frame::new(ctx);
     mode::received(&frame);
-    // A trace is of the general way, which comes to the same.
-    let first = if mode::COUNTS { plain::run(&mut frame, &env) } else { First::Undecided };
+    // A trace is of the general way, which comes to the same. That has a program of its own, or
+    // Linux 6.1 meets what the first look left on the stack.
+    if !mode::COUNTS {
+        let step = fast::run(&mut frame, &env);
+        return conclude(&frame, step, true);
+    }
+    let first = plain::run(&mut frame, &env);
     if let First::Forwarded(forwarded) = first
         && let Some(action) = forward(&frame, forwarded)
     {
         return action;
     }
-    let step = match first.step() {
-        Some(step) => step,
-        None => fast::run(&mut frame, &env),
-    };
+    let step = first.step().unwrap_or(Step::Go(stage::FAST));
     conclude(&frame, step, true)
 }
 
@@ -226,6 +228,7 @@ stages! {
     natgw_seek = seek::run;
     natgw_send = send::run;
     natgw_reclaim = seek::reclaim;
+    natgw_fast = fast::run;
 }
 
 /// Sends a frame that the daemon made out of the interface that its mark names: by the way of the

@@ -173,4 +173,5 @@ stages! {
     natgw_seek = seek::run;
     natgw_send = send::run;
     natgw_reclaim = seek::reclaim;
+    natgw_fast = fast::run;
 }
