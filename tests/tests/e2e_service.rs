@@ -12,7 +12,6 @@ use nix::sys::signal::Signal;
 use xtask::dist::unit;
 use xtask::lab::{Gateway, User, dns, natgw_binary};
 
-const NOBODY: User = User(65534);
 /// CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF (linux/capability.h).
 const CAPABILITIES: u64 = 1 << 12 | 1 << 38 | 1 << 39;
 
@@ -46,7 +45,7 @@ fn has_no_complaint(gateway: &Gateway) -> Result<()> {
 fn an_ordinary_user_with_three_capabilities_runs_restarts_reloads_and_leaves_nothing() -> Result<()>
 {
     let mut lab = Wiring::TwoArmed.lab()?;
-    lab.run_as(NOBODY);
+    lab.run_as(User::NOBODY);
     echo_server(lab.server(), 7)?;
     let names = dns::DnsServer::start(lab.server(), 53)?;
     let asks = |client: u8| dns::exchange(lab.client(client), at_server(names.port()), 20, SOON);

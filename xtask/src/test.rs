@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use self::cargo_test::{Tally, cargo_step, cargo_test, cargo_test_twice};
+use crate::lab::User;
 use crate::setup::{self, Purpose};
 use crate::vm;
 use crate::workspace;
@@ -38,6 +39,9 @@ pub enum Tier {
 pub struct Options {
     #[arg(value_enum)]
     tiers: Vec<Tier>,
+    /// The gateways of e2e run as an ordinary user with the three capabilities of the service
+    #[arg(long)]
+    as_user: bool,
     /// Filters for the tests: names of tests; of test executables for kernel-6.1.
     #[arg(last = true)]
     filters: Vec<String>,
@@ -52,13 +56,16 @@ enum Ran {
 
 /// `cargo xtask test`. Its last line says what was not run, and why.
 pub fn main(options: &Options) -> Result<()> {
+    if options.as_user && options.tiers != [Tier::E2e] {
+        bail!("--as-user is for gateways in namespaces; write cargo xtask test e2e --as-user");
+    }
     let all = options.tiers.is_empty();
     let tiers = if all { Tier::value_variants() } else { &options.tiers };
     let mut tally = Tally::default();
     let mut not_run = Vec::new();
     for tier in tiers {
         println!("== {}", name(*tier));
-        match run(*tier, &options.filters, &mut tally)? {
+        match run(*tier, options, &mut tally)? {
             Ran::Yes => {}
             Ran::No(reason) => not_run.push(format!("{} ({reason})", name(*tier))),
         }
@@ -85,7 +92,8 @@ fn name(tier: Tier) -> String {
     tier.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-fn run(tier: Tier, filters: &[String], tally: &mut Tally) -> Result<Ran> {
+fn run(tier: Tier, options: &Options, tally: &mut Tally) -> Result<Ran> {
+    let Options { as_user, filters, .. } = options;
     let root = nix::unistd::geteuid().is_root();
     if matches!(tier, Tier::Prog | Tier::E2e) && !root {
         return Ok(Ran::No("needs root".to_owned()));
@@ -104,7 +112,7 @@ fn run(tier: Tier, filters: &[String], tally: &mut Tally) -> Result<Ran> {
     match tier {
         Tier::Host => host(filters, tally)?,
         Tier::Prog => prog(filters, tally)?,
-        Tier::E2e => e2e(filters, tally)?,
+        Tier::E2e => e2e(*as_user, filters, tally)?,
         Tier::Kernel61 => return old_kernel(filters, tally),
     }
     Ok(Ran::Yes)
@@ -125,7 +133,7 @@ fn prog(filters: &[String], tally: &mut Tally) -> Result<()> {
     cargo_test(&mut workspace::cargo(arguments), &arguments_of_tests, tally)
 }
 
-fn e2e(filters: &[String], tally: &mut Tally) -> Result<()> {
+fn e2e(as_user: bool, filters: &[String], tally: &mut Tally) -> Result<()> {
     let binary = workspace::build_natgw(false)?;
     let at_a_time = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_LABS);
     let threads = format!("--test-threads={at_a_time}");
@@ -137,6 +145,9 @@ fn e2e(filters: &[String], tally: &mut Tally) -> Result<()> {
         let mut command =
             workspace::cargo(["test", "--no-fail-fast", "-p", "nat-tests", "--test", "e2e_*"]);
         command.env("NATGW_BIN", &binary);
+        if as_user {
+            command.env(User::VARIABLE, User::NOBODY.0.to_string());
+        }
         command
     };
     cargo_test_twice(gateways, &arguments, tally)

@@ -9,8 +9,6 @@ use anyhow::{Context, Result};
 
 use super::cleanup::{BPFFS, PINS_DIR};
 
-/// Names the user (its number) that every gateway of a lab runs as.
-const VARIABLE: &str = "NATGW_TEST_USER";
 const CAPABILITIES: &str = "+bpf,+net_admin,+perfmon";
 
 /// Makes `/dev/net/tun` one that everybody may open, as udev does, whatever this machine's is
@@ -23,12 +21,18 @@ const SCRIPT: &str = "mount -t tmpfs -o mode=755 none /dev/net && mknod -m 666 /
 pub struct User(pub u32);
 
 impl User {
+    /// Names the user (its number) that every gateway of a lab runs as.
+    pub const VARIABLE: &str = "NATGW_TEST_USER";
+    /// A user that every machine has, and that owns nothing.
+    pub const NOBODY: Self = Self(65534);
+
     /// The user that the environment asks for.
     pub(super) fn of_environment() -> Result<Option<Self>> {
-        let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
+        let Some(value) = std::env::var_os(Self::VARIABLE) else { return Ok(None) };
         let number = value.to_str().and_then(|text| text.parse().ok());
-        let number = number
-            .with_context(|| format!("{VARIABLE} is {}, no user's number", value.display()))?;
+        let number = number.with_context(|| {
+            format!("{} is {}, no user's number", Self::VARIABLE, value.display())
+        })?;
         Ok(Some(Self(number)))
     }
 
