@@ -62,18 +62,29 @@ fn refuse_fixed(running: &Config, wanted: &Config) -> Result<(), ControlError> {
         ("gateway.name", is.name != to_be.name),
         ("gateway.state_dir", is.state_dir != to_be.state_dir),
         ("gateway.bpf_dir", is.bpf_dir != to_be.bpf_dir),
-        ("gateway.sessions", is.sessions != to_be.sessions),
         ("gateway.xdp_mode", is.xdp_mode != to_be.xdp_mode),
         ("metrics.listen", running.metrics.listen != wanted.metrics.listen),
     ];
     let changed: Vec<&str> =
         changed.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect();
     if changed.is_empty() {
-        return Ok(());
+        return refuse_capacity(is.sessions, to_be.sessions);
     }
     Err(ControlError::Refused(format!(
         "{} cannot change while the gateway runs; restart it, or put the old value back",
         changed.join(", ")
+    )))
+}
+
+/// The session table has the size that it was made with, and a restart adopts it as it is.
+fn refuse_capacity(is: u32, to_be: u32) -> Result<(), ControlError> {
+    if is == to_be {
+        return Ok(());
+    }
+    Err(ControlError::Refused(format!(
+        "gateway.sessions cannot change from {is} to {to_be} while sessions are pinned; write \
+         gateway.sessions = {is} again to keep them, or end them: stop the gateway and start it \
+         with natgw run --cold"
     )))
 }
 
