@@ -14,8 +14,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// The programs, the same once more for tc, and for `natgw trace`.
-const OBJECTS: [&str; 3] = ["natgw-dataplane", "natgw-tc", "natgw-trace"];
+/// The programs, the same once more for tc, for `natgw trace` and for `natgw capture`.
+const OBJECTS: [&str; 4] = ["natgw-dataplane", "natgw-tc", "natgw-trace", "natgw-capture"];
 const REMEDY: &str = "run `cargo xtask setup`, which installs what the BPF build needs";
 /// Names of environment variables.
 const SKIP: &str = "AYA_BUILD_SKIP";

@@ -18,6 +18,7 @@ extern crate std;
 
 pub mod answer;
 pub mod cache;
+pub mod capture;
 pub mod checksum;
 pub mod counters;
 pub mod env;

@@ -136,5 +136,7 @@ pub mod stage {
     pub const SEND: u32 = 15;
     pub const RECLAIM: u32 = 16;
     pub const FAST: u32 = 17;
+    /// Of `natgw capture` alone: the end of every packet's way.
+    pub const CAPTURED: u32 = 31;
     pub const COUNT: u32 = 32;
 }

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     flow::Tuple,
     stage::{Out, Outcome, Side},
-    verdict::{DropReason, Verdict},
+    verdict::Verdict,
 };
 
 /// One thing that a stage asked, and the answer.
@@ -103,20 +103,11 @@ pub struct Log {
 
 impl Log {
     pub const NOTES: usize = 128;
-    const DROPPED: u32 = 0x100;
 
     /// How a packet's way ended; `Out::Back` is `back`, the slot of the receiving interface.
     #[inline(always)]
     pub fn finish(&mut self, outcome: &Outcome, verdict: Verdict, back: u32) {
-        self.verdict = match verdict {
-            Verdict::ToDestination => 1,
-            Verdict::ToSource => 2,
-            Verdict::ToHost => 3,
-            Verdict::Answered => 4,
-            Verdict::Held => 5,
-            // Opaque, so that the compiler keeps the byte a byte.
-            Verdict::Drop(reason) => Self::DROPPED | u32::from(core::hint::black_box(reason as u8)),
-        };
+        self.verdict = verdict.code();
         self.from_source = (outcome.side == Side::Source) as u32;
         self.bytes = u32::from(outcome.bytes);
         self.out = match outcome.out {
@@ -128,17 +119,6 @@ impl Log {
 
     /// `None`: the packet's way did not end, which no packet's does.
     pub const fn verdict(&self) -> Option<Verdict> {
-        match self.verdict {
-            1 => Some(Verdict::ToDestination),
-            2 => Some(Verdict::ToSource),
-            3 => Some(Verdict::ToHost),
-            4 => Some(Verdict::Answered),
-            5 => Some(Verdict::Held),
-            number if number & Self::DROPPED != 0 => match DropReason::from_u8(number as u8) {
-                Some(reason) => Some(Verdict::Drop(reason)),
-                None => None,
-            },
-            _ => None,
-        }
+        Verdict::from_code(self.verdict)
     }
 }

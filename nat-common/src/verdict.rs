@@ -19,6 +19,45 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
+impl Verdict {
+    const DROPPED: u32 = 0x100;
+
+    /// As a number, never 0: between one object and the daemon that carries it.
+    #[inline(always)]
+    pub fn code(self) -> u32 {
+        match self {
+            Self::ToDestination => 1,
+            Self::ToSource => 2,
+            Self::ToHost => 3,
+            Self::Answered => 4,
+            Self::Held => 5,
+            // Opaque, so that the compiler keeps the byte a byte.
+            Self::Drop(reason) => Self::DROPPED | u32::from(core::hint::black_box(reason as u8)),
+        }
+    }
+
+    /// Whether the code is a drop's, of whatever reason.
+    #[inline(always)]
+    pub const fn is_drop(code: u32) -> bool {
+        code & Self::DROPPED != 0
+    }
+
+    pub const fn from_code(code: u32) -> Option<Self> {
+        match code {
+            1 => Some(Self::ToDestination),
+            2 => Some(Self::ToSource),
+            3 => Some(Self::ToHost),
+            4 => Some(Self::Answered),
+            5 => Some(Self::Held),
+            code if Self::is_drop(code) => match DropReason::from_u8(code as u8) {
+                Some(reason) => Some(Self::Drop(reason)),
+                None => None,
+            },
+            _ => None,
+        }
+    }
+}
+
 macro_rules! drop_reasons {
     ($($(#[$attribute:meta])* $variant:ident = $number:literal, $name:literal, $meaning:literal;)*) => {
         /// Why a packet was dropped. The number is its place in `Counters::drops`.

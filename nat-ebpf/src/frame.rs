@@ -66,7 +66,7 @@ impl Frame {
     }
 
     #[inline(always)]
-    fn md(&self) -> *mut xdp_md {
+    pub(crate) fn md(&self) -> *mut xdp_md {
         self.ctx.as_ptr().cast()
     }
 }

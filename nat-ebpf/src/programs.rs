@@ -134,7 +134,7 @@ fn finish(frame: &Frame, outcome: Outcome) -> u32 {
     // SAFETY: the value is this CPU's own, and programs of one CPU do not nest.
     let counters = unsafe { &mut *counters };
     count(counters, side, verdict, 1, u64::from(bytes), frame.returned);
-    action
+    mode::leave(frame, action)
 }
 
 macro_rules! stages {
@@ -171,9 +171,9 @@ pub(crate) fn natgw(ctx: XdpContext) -> u32 {
     let env = Env::new(ctx.ctx.cast());
     let mut frame = Frame::new(ctx);
     mode::received(&frame);
-    // A trace is of the general way, which comes to the same. That has a program of its own, or
-    // Linux 6.1 meets what the first look left on the stack.
-    if !mode::COUNTS {
+    // Who notes packets does so on the general way, which comes to the same. Beside the first look
+    // that has a program of its own, or Linux 6.1 meets what the first look left on the stack.
+    if !mode::PLAIN {
         let step = fast::run(&mut frame, &env);
         return conclude(&frame, step, true);
     }
@@ -197,6 +197,7 @@ pub(crate) fn natgw_return(ctx: XdpContext) -> u32 {
         Ok(Returned { ingress, bits }) => {
             frame.ingress = ingress;
             frame.returned = bits;
+            mode::received(&frame);
             let step = hold::resume(&mut frame, &env, bits);
             conclude(&frame, step, true)
         }

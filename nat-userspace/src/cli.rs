@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
 use crate::{
     api::{
+        capture::CaptureRequest,
         model::{EipChange, EndpointFilter, FlowFilter},
         trace::TraceQuery,
     },
@@ -68,6 +69,8 @@ pub enum Command {
     Flows(FlowsArgs),
     /// What would become of a packet, and why; nothing is sent or changed
     Trace(TraceArgs),
+    /// Write packets into a pcapng file, as they come and as they leave, with session and fate
+    Capture(CaptureArgs),
     /// Elastic IPs: list, add, drain, remove
     #[command(subcommand)]
     Eip(EipCommand),
@@ -257,6 +260,56 @@ impl TraceArgs {
             ttl: self.ttl,
             dont_fragment: self.dont_fragment,
             tcp_flags: self.tcp_flags.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// The file, written anew; - is the standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub write: PathBuf,
+    /// Only packets of this private endpoint
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub private: Option<EndpointFilter>,
+    /// Only packets from or to this remote endpoint
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub remote: Option<EndpointFilter>,
+    /// Only packets of this public endpoint
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub public: Option<EndpointFilter>,
+    /// Only packets of this protocol
+    #[arg(long)]
+    pub protocol: Option<Protocol>,
+    /// Only packets that are dropped
+    #[arg(long)]
+    pub drops: bool,
+    /// End after so many packets
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after this time, such as 30s
+    #[arg(long, value_name = "TIME", value_parser = positive_duration)]
+    pub duration: Option<Duration>,
+    /// Bytes to keep of each frame [default: all of it, up to 9216]
+    #[arg(short, long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(14..))]
+    pub snaplen: Option<u32>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+impl CaptureArgs {
+    #[must_use]
+    pub fn request(&self) -> CaptureRequest {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        CaptureRequest {
+            private: self.private,
+            remote: self.remote,
+            public: self.public,
+            protocol: self.protocol,
+            drops: self.drops,
+            count: self.count,
+            duration_ms: self.duration.map(milliseconds),
+            snaplen: self.snaplen,
         }
     }
 }

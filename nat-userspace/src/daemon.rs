@@ -4,6 +4,7 @@
 //! control socket run on threads of their own and take the gateway's lock ([`gateway`]).
 
 mod added;
+mod capture;
 mod control;
 mod detach;
 mod edit;

@@ -2,6 +2,7 @@
 
 pub mod announce;
 pub mod api;
+pub mod capture;
 pub mod cli;
 pub mod cmd;
 pub mod config;

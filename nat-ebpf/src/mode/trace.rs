@@ -67,6 +67,9 @@ static FRAGMENT_DRAFTS: HashMap<FragmentKey, FragmentEntry> = HashMap::with_max_
 /// Whether packets count.
 pub(crate) const COUNTS: bool = false;
 
+/// A trace is of the general way, which comes to the same as the one of plain packets.
+pub(crate) const PLAIN: bool = false;
+
 #[inline(always)]
 pub(crate) fn received(_frame: &Frame) {}
 
@@ -83,6 +86,12 @@ pub(crate) fn ended(frame: &Frame, outcome: &Outcome, verdict: Verdict) {
         // SAFETY: the daemon runs one packet at a time.
         unsafe { (*log).finish(outcome, verdict, frame.ingress & (INTERFACE_SLOTS - 1)) };
     }
+}
+
+/// The end of the program; what it returns.
+#[inline(always)]
+pub(crate) fn leave(_frame: &Frame, action: u32) -> u32 {
+    action
 }
 
 /// A new note, all zero but its kind, to be filled in place: what is known of the packet is read

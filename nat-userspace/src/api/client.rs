@@ -13,6 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::{
+    capture::CaptureRequest,
     instance::{socket_path, view_socket_path},
     model::{ErrorReply, Flow},
 };
@@ -83,6 +84,14 @@ impl Client {
         Ok(FlowStream { body, rest: Vec::new() })
     }
 
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn capture(&self, request: &CaptureRequest) -> Result<FlowStream, ClientError> {
+        let body = Bytes::from(serde_json::to_vec(request)?);
+        let body = self.request("POST", "/v1/capture", body).await?;
+        Ok(FlowStream { body, rest: Vec::new() })
+    }
+
     async fn request(
         &self,
         method: &str,
@@ -143,7 +152,7 @@ impl Client {
     }
 }
 
-/// The answer to `flows`, as it comes: one session a line.
+/// An answer as it comes: sessions, one a line, or the bytes of a capture.
 #[derive(Debug)]
 pub struct FlowStream {
     body: Incoming,

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{
+    capture::{CaptureRequest, Deliver},
     counters::Counters,
     details::Details,
     model::{AddressStatus, Counted, EipChange, Flow, FlowFilter, ForwardChange, Reloaded, Status},
@@ -56,6 +57,19 @@ pub trait Control: Send + Sync + 'static {
     /// # Errors
     /// There is no such packet or interface.
     fn trace(&self, query: &TraceQuery) -> Result<Trace, ControlError>;
+
+    /// Brings packets as they come, as a pcapng file, until there is enough of them or nobody reads
+    /// any more.
+    ///
+    /// # Errors
+    /// Another capture runs, or the programs for it cannot be put in place.
+    fn capture(
+        &self,
+        _request: &CaptureRequest,
+        _deliver: &mut Deliver<'_>,
+    ) -> Result<(), ControlError> {
+        Err(ControlError::Refused("this gateway cannot capture".to_owned()))
+    }
 
     /// # Errors
     /// The state cannot be read.

@@ -2,6 +2,7 @@
 //!
 //! `curl --unix-socket /run/natgw/default.sock http://natgw/v1/status` shows it without natgw.
 
+pub mod capture;
 pub mod client;
 mod control;
 mod counters;

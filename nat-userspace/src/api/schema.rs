@@ -4,6 +4,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::{
+    capture::CaptureRequest,
     counters::Counters,
     model::{
         AddressStatus, Counted, EipChange, ErrorReply, Flow, FlowCount, FlowFilter, Flushed,
@@ -23,7 +24,8 @@ pub struct Endpoint {
     /// Members are parameters of the query.
     query: Option<Schema>,
     body: Option<Schema>,
-    answer: Schema,
+    /// Nothing: a pcapng file.
+    answer: Option<Schema>,
 }
 
 fn endpoints(types: &mut SchemaGenerator) -> Vec<Endpoint> {
@@ -32,6 +34,7 @@ fn endpoints(types: &mut SchemaGenerator) -> Vec<Endpoint> {
     }
     let mut list = Vec::new();
     let mut add = |method, path, summary, query, body, answer| {
+        let answer = Some(answer);
         list.push(Endpoint { method, path, summary, query, body, answer });
     };
     let filter = || Some(inlined::<FlowFilter>());
@@ -79,6 +82,14 @@ fn endpoints(types: &mut SchemaGenerator) -> Vec<Endpoint> {
     let nothing = of::<()>(types);
     let confirmed = "Keeps a gateway that was started with --confirm";
     add("POST", "/v1/confirm", confirmed, None, Some(nothing.clone()), nothing);
+    list.push(Endpoint {
+        method: "POST",
+        path: "/v1/capture",
+        summary: "Packets as they come and leave, as a pcapng file that grows",
+        query: None,
+        body: Some(of::<CaptureRequest>(types)),
+        answer: None,
+    });
     list
 }
 
@@ -102,10 +113,12 @@ pub fn document() -> Value {
     let mut paths = Map::new();
     for endpoint in endpoints(&mut types) {
         let json = |schema: &Schema| json!({ "application/json": { "schema": schema } });
+        let file = || json!({ "application/x-pcapng": { "schema": { "type": "string", "format": "binary" } } });
+        let answer = endpoint.answer.as_ref().map_or_else(file, json);
         let mut operation = json!({
             "summary": endpoint.summary,
             "responses": {
-                "200": { "description": "done", "content": json(&endpoint.answer) },
+                "200": { "description": "done", "content": answer },
                 "default": { "description": "not done, and why", "content": json(&failure) },
             },
         });

@@ -22,6 +22,7 @@ use tokio::{net::UnixListener, sync::mpsc, task::spawn_blocking};
 
 use super::{
     Control, ControlError,
+    capture::capture,
     instance::{Bound, ControlSocket},
     model::{
         EipChange, ErrorReply, Flow, FlowCount, FlowFilter, Flushed, ForwardChange, ReloadRequest,
@@ -87,6 +88,7 @@ pub fn router(control: Arc<dyn Control>) -> Router {
                 call(control, move |c| c.trace(&query))
             }),
         )
+        .route("/v1/capture", post(capture))
         .route("/v1/eip", get(|control: Shared| call(control, Control::eip_list)))
         .route(
             "/v1/eip/add",
@@ -147,7 +149,7 @@ where
     }
 }
 
-fn refusal(error: &ControlError) -> Response {
+pub(super) fn refusal(error: &ControlError) -> Response {
     let status = match error {
         ControlError::Refused(_) => StatusCode::CONFLICT,
         ControlError::NotFound(_) => StatusCode::NOT_FOUND,

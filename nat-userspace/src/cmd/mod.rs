@@ -1,5 +1,6 @@
 //! The commands, one file each: from arguments to output.
 
+mod capture;
 mod check;
 mod confirm;
 mod cost;
@@ -81,6 +82,7 @@ pub fn execute(cli: Cli, out: &mut impl Write) -> Result<(), Failure> {
         Command::Counters(args) => counters::execute(&gateway, &args, out),
         Command::Flows(args) => flows::execute(&gateway, &args, out),
         Command::Trace(args) => trace::execute(&gateway, &args, out),
+        Command::Capture(args) => capture::execute(&gateway, &args, out),
         Command::Eip(command) => eip::execute(&gateway, command, out),
         Command::Forward(command) => forward::execute(&gateway, command, out),
         Command::Cost(args) => cost::execute(&gateway, &args, out),

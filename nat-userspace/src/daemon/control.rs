@@ -13,6 +13,7 @@ use super::{edit, gateway::Gateway, reload, run::lock, trace::Telling};
 use crate::{
     api::{
         AddressDetail, Control, ControlError, Counters, Details,
+        capture::{CaptureRequest, Deliver},
         model::{
             AddressStatus, Counted, EipChange, Flow, FlowFilter, ForwardChange, PortsInUse,
             Reloaded, Status,
@@ -33,11 +34,13 @@ const ENDED_AT_ONCE: usize = 1024;
 pub(super) struct Controller {
     gateway: Arc<Mutex<Gateway>>,
     pub(super) telling: Telling,
+    /// Held while a capture runs.
+    pub(super) capturing: Mutex<()>,
 }
 
 impl Controller {
     pub(super) fn new(gateway: Arc<Mutex<Gateway>>) -> Self {
-        Self { gateway, telling: Telling::default() }
+        Self { gateway, telling: Telling::default(), capturing: Mutex::new(()) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Gateway> {
@@ -228,6 +231,14 @@ impl Control for Controller {
 
     fn trace(&self, query: &TraceQuery) -> Result<Trace, ControlError> {
         self.trace_packet(query)
+    }
+
+    fn capture(
+        &self,
+        request: &CaptureRequest,
+        deliver: &mut Deliver<'_>,
+    ) -> Result<(), ControlError> {
+        self.capture_packets(request, deliver)
     }
 
     fn eip_list(&self) -> Result<Vec<AddressStatus>, ControlError> {

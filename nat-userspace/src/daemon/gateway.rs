@@ -24,7 +24,7 @@ use crate::{
     announce,
     api::model::{AddressState, GatewayState},
     config::{AddressSource, Config},
-    datapath::Datapath,
+    datapath::{Capturer, Datapath},
     flowlog::FlowLog,
     forwarding::StateFile,
     netdev::Snapshot,
@@ -56,6 +56,8 @@ pub(super) struct Gateway {
     pub(super) sweep_time: Duration,
     /// Once a configuration has asked for it.
     pub(super) flow_log: Option<FlowLog>,
+    /// The programs that have the place of the gateway's own while a capture runs.
+    pub(super) capture: Option<Capturer>,
     /// When everything is detached, unless somebody confirms.
     pub(super) unconfirmed_until: Option<Instant>,
 }
@@ -94,6 +96,7 @@ impl Gateway {
             peaks: Peaks::default(),
             sweep_time: Duration::ZERO,
             flow_log: None,
+            capture: None,
             unconfirmed_until: None,
         }
     }

@@ -347,6 +347,7 @@ impl Daemon {
     fn leave(&self, result: Result<End>) -> Result<()> {
         let mut gateway = lock(&self.gateway);
         gateway.phase = GatewayState::Stopping;
+        gateway.end_capture();
         gateway.stop_slow_path();
         // Takes what is in the ring.
         gateway.flow_log = None;

@@ -85,6 +85,24 @@ pub(super) fn attach_xdp(
     Ok(())
 }
 
+/// Gives the link of an interface the entry program of another object. One whose interface is gone
+/// is left alone.
+pub(super) fn swap_xdp(
+    bpf: &mut Ebpf,
+    pins: &PinDirectory,
+    interface: &str,
+) -> Result<(), DatapathError> {
+    let path = pins.xdp_link(interface);
+    let failed = |error| DatapathError::call(format!("open {}", path.display()), error);
+    let link = syscall::open_pin(&path).map_err(failed)?;
+    if syscall::link_target(link.as_fd()).map_err(failed)?.ifindex == 0 {
+        return Ok(());
+    }
+    let link = PinnedLink::from_pin(&path)
+        .map_err(|error| DatapathError::bpf(format!("open {}", path.display()), error))?;
+    update_xdp(bpf, link.into(), interface)
+}
+
 fn update_xdp(bpf: &mut Ebpf, link: FdLink, interface: &str) -> Result<(), DatapathError> {
     let what = || format!("give {interface} the new program");
     let link = XdpLink::try_from(link).map_err(|error| DatapathError::bpf(what(), error))?;

@@ -8,6 +8,7 @@ mod batch;
 mod bpffs;
 mod btf;
 mod cache;
+mod capture;
 mod error;
 mod forget;
 mod load;
@@ -44,6 +45,7 @@ use nat_common::{
 pub use attach::AttachMode;
 pub use batch::{BATCH, Batches, BindingBatches, SessionBatches};
 pub use bpffs::{home as bpf_home, is_there as in_bpffs};
+pub use capture::{Capturer, CapturerSource, Packets};
 pub use error::DatapathError;
 pub(crate) use error::missing_capabilities;
 pub use forget::Forgetter;

@@ -3,6 +3,7 @@
 use std::io;
 
 use aya::{
+    Ebpf,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
     programs::{tc::SchedClassifierLink, xdp::XdpLink},
 };
@@ -26,12 +27,12 @@ use super::{
 /// The device as the dataplane knows it. Not pinned: it ends with the process, as the device does.
 pub(super) struct SlowPathDevice {
     pub(super) ifindex: u32,
-    _link: Link,
+    link: Link,
 }
 
-#[expect(dead_code, reason = "held for its end")]
 enum Link {
     Xdp(XdpLink),
+    #[expect(dead_code, reason = "held for its end")]
     Tc(SchedClassifierLink),
 }
 
@@ -56,7 +57,7 @@ impl Datapath {
             .egress
             .set(slot, ifindex, None, 0)
             .map_err(|error| DatapathError::bpf("redirect to the slow path", error))?;
-        self.slow_path = Some(SlowPathDevice { ifindex, _link: link });
+        self.slow_path = Some(SlowPathDevice { ifindex, link });
         let control = self.control()?;
         self.set_control(&Control {
             slow_path: ifindex,
@@ -111,6 +112,22 @@ impl Datapath {
             .egress
             .set(device.ifindex % maps::INTERFACE_SLOTS, 0, None, 0)
             .map_err(|error| DatapathError::bpf("write the egress table", error))
+    }
+
+    /// Has what comes back taken up by the program of another object, or by this one's again.
+    pub(super) fn swap_slow_path(&mut self, other: Option<&mut Ebpf>) -> Result<()> {
+        let Some(SlowPathDevice { ifindex, link }) = self.slow_path.take() else { return Ok(()) };
+        let Link::Xdp(link) = link else {
+            self.slow_path = Some(SlowPathDevice { ifindex, link });
+            return Ok(());
+        };
+        let program = xdp_mut(other.unwrap_or(&mut self.bpf), maps::RETURN_PROGRAM)?;
+        let link = program
+            .attach_to_link(link)
+            .and_then(|id| program.take_link(id))
+            .map_err(|error| DatapathError::bpf("swap the slow path's program", error))?;
+        self.slow_path = Some(SlowPathDevice { ifindex, link: Link::Xdp(link) });
+        Ok(())
     }
 
     /// Whether this process serves the slow path.

@@ -1,0 +1,143 @@
+//! The dataplane once more, with programs that show every packet (`nat-ebpf/src/mode/capture.rs`).
+//! They are given to the links for the time of a capture, as an upgrade would be, and cost nothing
+//! at any other time.
+
+use std::path::PathBuf;
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, MapData, PerCpuArray, RingBuf},
+};
+use nat_common::{
+    capture::{self, Wanted},
+    maps,
+};
+
+use super::{
+    Datapath, Result, attach,
+    error::DatapathError,
+    load,
+    pin::{self, PINNED, PinDirectory},
+    tables::{Kern, take},
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-capture"));
+
+/// Where the maps are; loading takes its time (about a second), and goes without the dataplane.
+#[derive(Debug, Clone)]
+pub struct CapturerSource {
+    pins: PinDirectory,
+}
+
+/// The programs that show packets, loaded. They keep a pin while they live: without its stages a
+/// program that is still attached, its process being dead, would drop what it gets.
+pub struct Capturer {
+    bpf: Ebpf,
+    wanted: Array<MapData, Kern<Wanted>>,
+    lost: PerCpuArray<MapData, u64>,
+    stages: PathBuf,
+}
+
+/// Packets as the programs show them: see [`capture::Head`].
+pub type Packets = RingBuf<MapData>;
+
+impl CapturerSource {
+    /// # Errors
+    /// Where the kernel refuses; none is expected where it took the dataplane's own programs.
+    pub fn load(&self) -> Result<(Capturer, Packets)> {
+        if OBJECT.is_empty() {
+            return Err(DatapathError::NoPrograms);
+        }
+        let generation = self.pins.stage_generations()?.into_iter().max().unwrap_or(0);
+        let stages = self.pins.stages(generation.wrapping_add(1));
+        let loaded = self.load_with(stages.clone());
+        if loaded.is_err() {
+            pin::remove(&stages)?;
+        }
+        loaded
+    }
+
+    fn load_with(&self, stages: PathBuf) -> Result<(Capturer, Packets)> {
+        let mut loader = EbpfLoader::new();
+        for map in PINNED {
+            loader.map_pin_path(map, self.pins.map(map));
+        }
+        loader.map_pin_path(maps::STAGES, &stages);
+        let mut bpf = loader.load(OBJECT).map_err(|error| match error {
+            EbpfError::MapError(error) => DatapathError::bpf("open the maps to capture in", error),
+            error => DatapathError::bpf("load the programs that capture", error),
+        })?;
+        let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM, capture::PROGRAM];
+        let mut table = load::load_stages(&mut bpf, &others, None)?;
+        let last = load::xdp(&bpf, capture::PROGRAM)?.fd();
+        let failed = |error| DatapathError::bpf("link the programs that capture", error);
+        table
+            .set(maps::stage::CAPTURED, last.map_err(failed)?, 0)
+            .map_err(|error| DatapathError::bpf("link the programs that capture", error))?;
+        let packets = take(&mut bpf, capture::RING)?;
+        let wanted = take(&mut bpf, capture::WANTED)?;
+        let lost = take(&mut bpf, capture::LOST)?;
+        Ok((Capturer { bpf, wanted, lost, stages }, packets))
+    }
+}
+
+impl Capturer {
+    /// Which packets are shown, from now on.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn want(&mut self, wanted: Wanted) -> Result<()> {
+        let set = self.wanted.set(0, Kern(wanted), 0);
+        set.map_err(|error| DatapathError::bpf("say what to capture", error))
+    }
+
+    /// Packets that were to be shown and found no room in the ring.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn lost(&self) -> Result<u64> {
+        let lost = self.lost.get(&0, 0);
+        let lost = lost.map_err(|error| DatapathError::bpf("count what was lost", error))?;
+        Ok(lost.iter().sum())
+    }
+}
+
+impl Drop for Capturer {
+    fn drop(&mut self) {
+        if let Err(error) = pin::remove(&self.stages) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+impl Datapath {
+    /// From which the programs are loaded that show packets.
+    #[must_use]
+    pub fn capturer(&self) -> CapturerSource {
+        CapturerSource { pins: self.pins.clone() }
+    }
+
+    /// Gives every link the programs that show packets. What it gave them before an error stays
+    /// until [`Self::end_capture`].
+    ///
+    /// # Errors
+    /// As the kernel gives them.
+    pub fn start_capture(&mut self, capturer: &mut Capturer) -> Result<()> {
+        for interface in self.attached.keys() {
+            attach::swap_xdp(&mut capturer.bpf, &self.pins, interface)?;
+        }
+        self.swap_slow_path(Some(&mut capturer.bpf))
+    }
+
+    /// Gives every link its own programs again.
+    ///
+    /// # Errors
+    /// The first one; the other links have their programs all the same.
+    pub fn end_capture(&mut self) -> Result<()> {
+        let mut result = self.swap_slow_path(None);
+        for interface in self.attached.keys() {
+            result = result.and(attach::swap_xdp(&mut self.bpf, &self.pins, interface));
+        }
+        result
+    }
+}

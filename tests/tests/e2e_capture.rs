@@ -1,0 +1,235 @@
+//! `natgw capture`: packets as they came and as they left, read back by tcpdump; and the gateway
+//! under traffic while captures begin and end, in every way in which they can end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nat_tests::datagrams::Datagrams;
+use nat_tests::stream::{Stream, echo_server};
+use nat_tests::wiring::{SOON, Wiring, at_server};
+use nix::sys::signal::Signal;
+use rstest::rstest;
+use xtask::lab::{Lab, Process, SERVER, client_address, dns, natgw_binary};
+
+/// An option of a packet: code, value.
+type Options = Vec<(u16, Vec<u8>)>;
+const COMMENT: u16 = 1;
+const FLAGS: u16 = 2;
+const PACKET_ID: u16 = 5;
+
+fn file(lab: &Lab) -> PathBuf {
+    lab.dir().join("file.pcapng")
+}
+
+/// Starts a capture into [`file`], and waits until it runs.
+fn capture(lab: &Lab, more: &[&str]) -> Result<Process> {
+    let (natgw, state, file) = (natgw_binary()?, lab.state_dir(), file(lab));
+    let [natgw, state, file] = [&natgw, &state, &file].map(|path| path.display().to_string());
+    let fixed = [&natgw, "--name", lab.name(), "--state-dir", &state, "capture", "-w", &file];
+    let mut process = lab.gateway().spawn(fixed.iter().chain(more))?;
+    process.wait_for_line("capturing", SOON)?;
+    Ok(process)
+}
+
+/// What tcpdump reads in a file, a packet a line.
+fn tcpdump(path: &Path) -> Result<Vec<String>> {
+    let output = std::process::Command::new("tcpdump").arg("-nr").arg(path).output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+}
+
+/// Interface and options of every packet block: by hand, so that the crate that wrote them is not
+/// asked about itself (draft-ietf-opsawg-pcapng, section 4.3).
+fn packets(path: &Path) -> Result<Vec<(u32, usize, Options)>> {
+    const ENHANCED_PACKET: u32 = 6;
+    let bytes = fs::read(path)?;
+    let word = |at: usize| -> Result<u32> {
+        Ok(u32::from_le_bytes(bytes.get(at..at + 4).context("a whole block")?.try_into()?))
+    };
+    let (mut found, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let length = word(at + 4)? as usize;
+        assert_eq!(word(at + length - 4)? as usize, length, "both lengths of a block");
+        if word(at)? == ENHANCED_PACKET {
+            let kept = word(at + 20)? as usize;
+            let (mut option, mut options) = (at + 28 + kept.next_multiple_of(4), Vec::new());
+            loop {
+                let [code, length] =
+                    [0, 16].map(|shift| (word(option).unwrap_or(0) >> shift) as u16);
+                if code == 0 {
+                    break;
+                }
+                let value = &bytes[option + 4..option + 4 + usize::from(length)];
+                options.push((code, value.to_vec()));
+                option += 4 + usize::from(length).next_multiple_of(4);
+            }
+            found.push((word(at + 8)?, kept, options));
+        }
+        at += length;
+    }
+    Ok(found)
+}
+
+fn option(options: &Options, code: u16) -> Vec<u8> {
+    let found = options.iter().find(|(it, _)| *it == code);
+    found.map(|(_, value)| value.clone()).unwrap_or_default()
+}
+
+fn comment(options: &Options) -> String {
+    String::from_utf8_lossy(&option(options, COMMENT)).into_owned()
+}
+
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn a_packet_is_read_as_it_came_and_as_it_left_joined_by_its_session(
+    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+) -> Result<()> {
+    let lab = wiring.lab()?;
+    let _gateway = lab.start_natgw(&lab.config())?;
+    let names = dns::DnsServer::start(lab.server(), 53)?;
+    let private = client_address(1).to_string();
+    let filter = ["--private", &private, "--protocol", "udp", "--count", "2", "-s", "60"];
+    let running = capture(&lab, &filter)?;
+    // Another host's packets are not asked for.
+    assert_eq!(dns::exchange(lab.client(2), at_server(names.port()), 1, SOON)?.lost(), 0);
+    assert_eq!(dns::exchange(lab.client(1), at_server(names.port()), 1, SOON)?.lost(), 0);
+    let said = running.wait(SOON)?.success()?;
+    assert_eq!(said.trim(), "2 packets captured, 0 lost");
+
+    let lines = tcpdump(&file(&lab))?;
+    let ways = [
+        (format!("{private}."), format!("{SERVER}.53")),
+        (format!("{}.", lab.eip()), format!("{SERVER}.53")),
+        (format!("{SERVER}.53"), format!("{}.", lab.eip())),
+        (format!("{SERVER}.53"), format!("{private}.")),
+    ];
+    assert_eq!(lines.len(), ways.len(), "{lines:#?}");
+    for (line, (from, to)) in lines.iter().zip(&ways) {
+        assert!(
+            line.contains(&format!("IP {from}")) && line.contains(&format!("> {to}")),
+            "{line}"
+        );
+    }
+
+    let packets = packets(&file(&lab))?;
+    let words = |options: &Options| comment(options);
+    let query = words(&packets[0].2);
+    let session = query.split(';').next().context("a session")?;
+    assert!(session.starts_with(&format!("udp session {private}:")), "{query}");
+    assert!(session.ends_with(&format!(" -> {SERVER}:53")), "{query}");
+    assert!(query.contains("sent to the destination by"), "{query}");
+    for (number, (_, kept, options)) in packets.iter().enumerate() {
+        assert!(words(options).starts_with(session), "{}: {session}", words(options));
+        assert!(*kept <= 60, "the snapshot is as short as asked");
+        let direction = if number % 2 == 0 { 1 } else { 2 };
+        assert_eq!(option(options, FLAGS), [direction, 0, 0, 0]);
+        let id = u8::try_from(number / 2 + 1)?;
+        assert_eq!(option(options, PACKET_ID), [id, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    if !wiring.is_one_armed() {
+        assert_ne!(packets[0].0, packets[1].0, "it leaves by the other interface");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn what_is_dropped_is_read_with_its_reason_and_the_rest_is_not() -> Result<()> {
+    let lab = Wiring::TwoArmed.lab()?;
+    let gateway = lab.start_natgw(&lab.config())?;
+    let names = dns::DnsServer::start(lab.server(), 53)?;
+    let mut running = capture(&lab, &["--drops"])?;
+    let second = gateway.natgw(&["capture", "-w", "-"])?;
+    assert_eq!((second.code(), second.stdout.as_str()), (Some(1), ""));
+    assert!(second.stderr.contains("another capture runs"), "{}", second.stderr);
+    assert_eq!(dns::exchange(lab.client(1), at_server(names.port()), 1, SOON)?.lost(), 0);
+    let stranger = lab.server().enter(|| -> Result<()> {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+        Ok(socket.send_to(b"who?", (lab.eip(), 40000)).map(drop)?)
+    });
+    stranger?;
+    gateway.wait_for(&["counters"], SOON, |it| it["drops"]["unsolicited"] == 1)?;
+    let start = std::time::Instant::now();
+    while packets(&file(&lab))?.is_empty() {
+        assert!(start.elapsed() < SOON, "the packet comes into the file at once");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    running.signal(Signal::SIGINT)?;
+    let said = running.wait(SOON)?.success()?;
+    assert_eq!(said.trim(), "1 packets captured, 0 lost");
+
+    let packets = packets(&file(&lab))?;
+    let comments: Vec<String> = packets.iter().map(|(_, _, options)| comment(options)).collect();
+    assert_eq!(comments.len(), 1, "{comments:?}");
+    assert!(comments[0].contains("; dropped: unsolicited: "), "{comments:?}");
+    assert!(comments[0].contains(&format!("no session: {}:40000", lab.eip())), "{comments:?}");
+    assert_eq!(tcpdump(&file(&lab))?.len(), 1);
+    Ok(())
+}
+
+/// Stage tables that are pinned: one for each set of programs that is in use.
+fn stage_tables(lab: &Lab) -> Result<usize> {
+    let directory = fs::read_dir(lab.pins_dir())?.next().context("no layout")??.path();
+    let names = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name()));
+    let names: Vec<_> = names.collect::<std::io::Result<_>>()?;
+    Ok(names.iter().filter(|name| name.to_string_lossy().starts_with("stages-")).count())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn however_a_capture_ends_no_packet_is_lost_and_the_gateway_has_its_own_programs() -> Result<()> {
+    let lab = Wiring::TwoArmed.lab()?;
+    echo_server(lab.server(), 7)?;
+    let mut gateway = lab.start_natgw_with(&lab.config(), &["--on-exit", "keep"])?;
+    let stream = Stream::start(lab.client(2), at_server(7))?;
+    let datagrams = Datagrams::start(lab.client(2), lab.server(), at_server(10))?;
+    let pulse = |what: &str| -> Result<()> {
+        datagrams.wait_for_more(1000).with_context(|| format!("after {what}"))?;
+        stream.wait_for_more(20).with_context(|| format!("after {what}"))
+    };
+    let ended = |gateway: &mut xtask::lab::Gateway, captures: usize| {
+        let done = |log: &str| log.matches("the capture has ended").count() == captures;
+        let start = std::time::Instant::now();
+        while !done(&gateway.log()?) {
+            anyhow::ensure!(start.elapsed() < SOON, "{}", gateway.log()?);
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        anyhow::Ok(())
+    };
+
+    let running = capture(&lab, &["--count", "3"])?;
+    assert!(running.wait(SOON)?.success()?.starts_with("3 packets captured"));
+    ended(&mut gateway, 1)?;
+    assert_eq!(stage_tables(&lab)?, 1);
+    pulse("a capture of three packets")?;
+
+    let mut running = capture(&lab, &["-s", "64"])?;
+    pulse("the start of a capture")?;
+    running.kill()?;
+    ended(&mut gateway, 2)?;
+    assert_eq!(stage_tables(&lab)?, 1);
+    pulse("a capture whose reader was killed")?;
+
+    let running = capture(&lab, &["-s", "64"])?;
+    assert!(gateway.sigterm()?.success());
+    assert!(running.wait(SOON)?.status.success(), "a capture ends with its gateway");
+    assert_eq!(stage_tables(&lab)?, 1, "the programs go on alone as they were");
+    pulse("a stop that keeps")?;
+
+    let mut gateway = lab.start_natgw(&lab.config())?;
+    let _running = capture(&lab, &["-s", "64"])?;
+    gateway.sigkill()?;
+    assert_eq!(stage_tables(&lab)?, 2);
+    pulse("SIGKILL within a capture")?;
+    let gateway = lab.start_natgw(&lab.config())?;
+    assert_eq!(stage_tables(&lab)?, 1);
+    pulse("the start after it")?;
+
+    stream.finish()?;
+    let arrived = datagrams.finish()?;
+    assert!(arrived.missing.is_empty(), "{} sent, missing {:?}", arrived.sent, arrived.missing);
+    gateway.detach()?;
+    assert!(!lab.pins_dir().exists());
+    Ok(())
+}
