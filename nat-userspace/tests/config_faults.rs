@@ -222,7 +222,6 @@ fn values_outside_their_words_or_bounds_are_found() {
         ("mss_clamp = ^\"on\"", "write \"auto\", \"off\" or a number"),
         ("name = ^\"a/b\"", "not a usable name"),
         ("state_dir = ^\"run\"", "not an absolute path"),
-        ("xdp_mode = ^\"tc\"", "the tc hook comes with a later one"),
     ] {
         assert_faults(&format!("{GATEWAY}{key}\n{POOL}"), &[words]);
     }

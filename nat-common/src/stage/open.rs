@@ -14,7 +14,7 @@ use crate::{
     rules::{Address, ForwardKey, Pool, address, pool},
     session::{Host, HostKey, NextHop, Path, SessionImage, State, Word, flags, protocol_index},
     stage::{
-        Answer, Handoff, Hop, Side, Step, deliver, direction, end, open_busy, report,
+        Answer, Handoff, Hop, Side, Step, deliver, end, open_busy, report,
         seek::{self, Wanted},
     },
     translate::Rewrite,
@@ -88,7 +88,7 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
         if offers(candidate, port) && !is_claimed(env, &plan, candidate, end.port) {
             let attempt = insert(env, &plan, end, 0);
             if attempt != Attempt::Taken {
-                return finish(packet, env, &parsed, &plan, attempt);
+                return finish(env, &parsed, &plan, attempt);
             }
             // Its own port, of a session that has expired: ended there, and the port is free.
             if probe == 0 && has_expired(env, &plan, end) {
@@ -402,26 +402,12 @@ fn opened<E: Env>(env: &E, plan: &Plan<'_>, tuple: Tuple, extra: u8) {
     });
 }
 
-/// Sends the packet through its new session, or says why there is none.
+/// What comes after an attempt: the packet is sent by a stage of its own, or the search that this
+/// stands in would be walked with it by the verifier, which on Linux 6.1 gives up.
 #[inline(always)]
-pub fn finish<P: Packet, E: Env>(
-    packet: &mut P,
-    env: &E,
-    parsed: &Parsed,
-    plan: &Plan<'_>,
-    attempt: Attempt,
-) -> Step {
+pub fn finish<E: Env>(env: &E, parsed: &Parsed, plan: &Plan<'_>, attempt: Attempt) -> Step {
     match attempt {
-        // A SYN may have its segment size clamped, there.
-        Attempt::Opened(_) if plan.state == State::TcpOpeningOut => Step::Go(stage::SEND),
-        Attempt::Opened(rewrite) => {
-            let (verdict, side) = direction(plan.flags);
-            match deliver::send::<P, E, false, true>(
-                packet, env, parsed, &rewrite, plan.hop, side, verdict,
-            ) {
-                Ok(step) | Err(step) => step,
-            }
-        }
+        Attempt::Opened(_) => Step::Go(stage::SEND),
         Attempt::Raced => Step::Go(stage::HIT),
         _ => refused(env, plan, parsed, attempt),
     }
