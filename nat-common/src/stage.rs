@@ -267,4 +267,14 @@ impl FragmentKey {
             realm: parsed.key.realm,
         }
     }
+
+    /// The datagram as its fragments go out, for errors that quote one of them. The note under it
+    /// leads back: `new_id` is the identification that its sender gave it, `tuple` is what it has
+    /// become.
+    #[inline(always)]
+    pub const fn sent(src: Ip4, dst: Ip4, id: [u8; 2], protocol: u8) -> Self {
+        /// No interface has it.
+        const SENT: u8 = u8::MAX;
+        Self { src, dst, id, protocol, realm: SENT }
+    }
 }

@@ -10,7 +10,7 @@ use crate::{
     rules::control,
     session::{NextHop, Path, Session},
     stage::{
-        Answer, FragmentKey, Hop, Side, Step, direction,
+        Answer, FragmentEntry, FragmentKey, Hop, Side, Step, direction,
         hold::{self, Label, why},
     },
     translate::{self, Rewrite},
@@ -215,9 +215,16 @@ pub fn send<P: Packet, E: Env, const CLAMPS: bool, const RENUMBERS: bool>(
     if RENUMBERS
         && parsed.fragment != Fragment::Whole
         && let Some(entry) = env.fragment(&FragmentKey::of(parsed))
-        && translate::set_identification(packet, parsed.l3, entry.new_id).is_none()
     {
-        return lost;
+        if translate::set_identification(packet, parsed.l3, entry.new_id).is_none() {
+            return lost;
+        }
+        if parsed.fragment == Fragment::First {
+            let Tuple { src, dst, .. } = rewrite.tuple;
+            let sent = FragmentKey::sent(src, dst, entry.new_id, parsed.ip.protocol);
+            let back = FragmentEntry { tuple: rewrite.tuple, new_id: parsed.ip.id, ..entry };
+            env.fragment_insert(&sent, &back);
+        }
     }
     if translate::apply(packet, parsed, rewrite).is_none()
         || translate::set_macs(packet, egress.mac, hop.next).is_none()

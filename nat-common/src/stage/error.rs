@@ -12,7 +12,7 @@ use crate::{
     parse::{Parse, Parsed, parse},
     rules::{OneToOneKey, control, role},
     session::flags,
-    stage::{Side, Step, deliver, direction, end},
+    stage::{FragmentKey, Side, Step, deliver, direction, end},
     translate,
     verdict::{DropReason, Verdict},
     wire::{Icmp, Ipv4, Ports},
@@ -29,6 +29,8 @@ struct Quote {
     query: bool,
     /// Has ports: not a later fragment.
     ports: bool,
+    /// Identification by which its sender knows it: fragments go out with another.
+    id: [u8; 2],
 }
 
 /// What the quote and the outer addresses become.
@@ -52,10 +54,11 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
         Parse::Broken(reason) => return Step::drop(reason, side, 0),
         _ => return Step::host(side, 0),
     };
-    let Some(quote) = quote(packet, &parsed) else {
+    let Some(mut quote) = quote(packet, &parsed) else {
         // A quote that cannot be read belongs to no session.
         return Step::Go(stage::CLASSIFY);
     };
+    quote.find_fragment(env);
     let private = interface.role & role::PRIVATE != 0;
     let change = match by_session(env, &parsed, &quote, interface.realm) {
         Some(change) => change,
@@ -127,7 +130,23 @@ fn quote<P: Packet>(packet: &mut P, parsed: &Parsed) -> Option<Quote> {
         }
         _ => {}
     }
-    Some(Quote { l3, l4, ip, tuple, query, ports })
+    Some(Quote { l3, l4, ip, tuple, query, ports, id: ip.id })
+}
+
+impl Quote {
+    /// Of a fragment: what its sender called it, and where it belongs to if it has no ports.
+    #[inline(always)]
+    fn find_fragment<E: Env>(&mut self, env: &E) {
+        let Ipv4 { src, dst, id, protocol, .. } = self.ip;
+        if self.ip.fragment_bits() & (Ipv4::MORE_FRAGMENTS | Ipv4::OFFSET_MASK) == 0 {
+            return;
+        }
+        let Some(note) = env.fragment(&FragmentKey::sent(src, dst, id, protocol)) else { return };
+        self.id = note.new_id;
+        if !self.ports {
+            self.tuple = note.tuple;
+        }
+    }
 }
 
 /// The quoted packet was translated by a session: its other direction tells how.
@@ -201,13 +220,15 @@ fn by_mapping<E: Env>(env: &E, parsed: &Parsed, quote: &Quote, private: bool) ->
 fn apply<P: Packet>(packet: &mut P, parsed: &Parsed, quote: &Quote, change: &Change) -> Option<()> {
     let (old, new) = (quote.tuple, change.quoted);
     let addresses = Delta::ZERO.address(old.src, new.src).address(old.dst, new.dst);
-    let mut icmp_delta = addresses;
+    let header = addresses.bytes2(quote.ip.id, quote.id);
+    let mut icmp_delta = header;
 
     let ip = packet.get::<Ipv4>(quote.l3)?;
     ip.src = new.src;
     ip.dst = new.dst;
+    ip.id = quote.id;
     let before = ip.checksum;
-    ip.checksum = addresses.apply(before);
+    ip.checksum = header.apply(before);
     icmp_delta = icmp_delta.bytes2(before, ip.checksum);
 
     if quote.ports {

@@ -1,7 +1,10 @@
 //! ICMP errors about translated packets (RFC 5508 section 4).
 
 use nat_common::{
-    host::packet::{ETHERNET, Endpoint, Packet, seen},
+    host::{
+        Run,
+        packet::{ETHERNET, Endpoint, Packet, mend_ip, seen},
+    },
     net::Ip4,
     verdict::{DropReason, Verdict},
 };
@@ -291,4 +294,42 @@ fn an_error_about_an_error_is_dropped() {
     let inner = Packet::error(REMOTE, HOST, 3, 3, &request.packet(), 28).packet();
     let error = Packet::error(HOST, REMOTE, 11, 0, &inner, 56);
     assert_eq!(gateway.refused_out(&error), DropReason::IcmpNoSession);
+}
+
+/// RFC 5508 REQ-4a and 5a: the quote is reverted to what its sender has sent.
+#[test]
+fn an_error_about_a_fragment_quotes_it_by_the_identification_that_its_sender_gave_it() {
+    for gateway in Gateway::both() {
+        let mut request = Packet::udp((HOST, 5000), (REMOTE, 53));
+        request.data = vec![7; 3000];
+        let mut reply = Packet::udp((REMOTE, 53), (POOL, 5000));
+        reply.data = vec![8; 3000];
+        for (packet, arrives, leaves, router, to) in [
+            (&request, gateway.inside, gateway.outside, ROUTER, POOL),
+            (&reply, gateway.outside, gateway.inside, HOST, REMOTE),
+        ] {
+            for fragment in packet.fragments(1480) {
+                let run = gateway.world.receive(arrives, &fragment);
+                assert_eq!(refusal(&run), None, "by {:?}", run.stages);
+                let there = &run.frame[ETHERNET..];
+                assert_ne!(there[4..6], fragment[ETHERNET + 4..][..2], "it has another here");
+                let error = Packet::error(router, to, 11, 1, there, 28);
+                let run = gateway.world.receive(leaves, &error.frame());
+                assert_eq!(refusal(&run), None, "by {:?}", run.stages);
+                let here = seen(&run.frame);
+                let mut original = fragment[ETHERNET..][..28].to_vec();
+                original[8] -= 1;
+                let mut frame = [&[0; ETHERNET], &original[..]].concat();
+                mend_ip(&mut frame);
+                assert_eq!(here.data, frame[ETHERNET..]);
+            }
+        }
+    }
+}
+
+fn refusal(run: &Run) -> Option<DropReason> {
+    match run.verdict() {
+        Verdict::Drop(reason) => Some(reason),
+        _ => None,
+    }
 }
