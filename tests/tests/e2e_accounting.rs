@@ -60,7 +60,8 @@ impl Taps {
         }
         for tap in &self.host {
             let frames = tap.frames();
-            all.from_host += frames.iter().filter(|frame| frame.outgoing).count();
+            let made = |frame: &&Frame| frame.outgoing && !is_announcement(frame);
+            all.from_host += frames.iter().filter(made).count();
             all.to_host += frames.iter().filter(|frame| !frame.outgoing).count();
         }
         Ok(all)

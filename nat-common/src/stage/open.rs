@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Random ports that are tried before the destination's free ports are tracked one by one.
-const PROBES: u64 = 2;
+const PROBES: u64 = 1;
 
 /// What came of an attempt to take one port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

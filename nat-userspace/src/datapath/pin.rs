@@ -52,17 +52,17 @@ pub(super) const PINNED: &[&str] = &[
 
 // No dots in any name: the kernel keeps them for itself (`bpf_lookup` in kernel/bpf/inode.c).
 /// Stands for a dot in an interface's name, which cannot have it (`dev_valid_name`).
-const DOT: &str = ":";
+pub(super) const DOT: &str = ":";
 /// What a cold start has put aside, until it has something in its place.
 const ASIDE: &str = "aside-";
 const STAGE_TABLE: &str = "stages-";
 /// The same of the tc programs.
 const TC_STAGE_TABLE: &str = "tc-stages-";
 const PROGRAM: &str = "prog-";
-const TC_LINK: &str = "link-tc-";
+pub(super) const TC_LINK: &str = "link-tc-";
 /// An entry program attached by netlink, before TCX: its name carries the interface's.
-const TC_FILTER: &str = "tc-filter-";
-const XDP_LINK: &str = "link-xdp-";
+pub(super) const TC_FILTER: &str = "tc-filter-";
+pub(super) const XDP_LINK: &str = "link-xdp-";
 
 /// The two guards of the guarantee, each a tc program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,7 +83,7 @@ impl Guard {
         }
     }
 
-    const fn link(self) -> &'static str {
+    pub(super) const fn link(self) -> &'static str {
         match self {
             Self::Outer => "link-guard-",
             Self::Inner => "link-inside-",
@@ -91,7 +91,7 @@ impl Guard {
     }
 
     /// One attached by netlink, before TCX: the pinned program's name carries the interface's.
-    const fn filter(self) -> &'static str {
+    pub(super) const fn filter(self) -> &'static str {
         match self {
             Self::Outer => "guard-filter-",
             Self::Inner => "inside-filter-",

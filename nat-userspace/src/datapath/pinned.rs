@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fs, io, path::Path};
 
 use nat_common::maps::LAYOUT;
 
-use super::bpffs;
+use super::{
+    bpffs,
+    pin::{DOT, Guard, TC_FILTER, TC_LINK, XDP_LINK},
+};
 
 /// Names of what is there; nothing of it is opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,19 +34,13 @@ impl Pinned {
     }
 
     fn note(&mut self, pin: &str) {
-        for prefix in ["link-guard-", "guard-filter-"] {
-            if let Some(interface) = pin.strip_prefix(prefix) {
-                self.guards.insert(interface.to_owned());
-                return;
-            }
-        }
-        if let Some(interface) = pin.strip_prefix("tc-filter-") {
-            self.programs.insert(interface.to_owned());
-        }
-        // Whatever hook the link is of.
-        if let Some((_, interface)) = pin.strip_prefix("link-").and_then(|it| it.split_once('-')) {
-            self.programs.insert(interface.to_owned());
-        }
+        let on = |prefixes: &[&str]| {
+            let interface = prefixes.iter().find_map(|prefix| pin.strip_prefix(prefix))?;
+            Some(interface.replace(DOT, "."))
+        };
+        self.programs.extend(on(&[XDP_LINK, TC_LINK, TC_FILTER]));
+        // The inner guard stands on interfaces of its own and is asked for nowhere.
+        self.guards.extend(on(&[Guard::Outer.link(), Guard::Outer.filter()]));
     }
 }
 
@@ -64,13 +61,21 @@ mod tests {
     #[test]
     fn pins_are_told_apart_by_what_they_are_on() {
         let mut pinned = Pinned::default();
-        for pin in
-            ["link-xdp-eth-1", "link-guard-eth0", "guard-filter-eth2", "sessions", "stages-1"]
-        {
+        for pin in [
+            "link-xdp-eth-1",
+            "link-tc-eth0:7",
+            "tc-filter-eth3",
+            "link-guard-eth0",
+            "guard-filter-eth2",
+            "link-inside-eth4",
+            "inside-filter-eth5",
+            "sessions",
+            "stages-1",
+        ] {
             pinned.note(pin);
         }
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        assert_eq!(pinned.programs, set(&["eth-1"]));
+        assert_eq!(pinned.programs, set(&["eth-1", "eth0.7", "eth3"]));
         assert_eq!(pinned.guards, set(&["eth0", "eth2"]));
     }
 
