@@ -16,6 +16,7 @@ use crate::{
     },
     config::{self, Endpoints, Forward, Protocol, XdpMode},
     output::Format,
+    top::app::Sort,
 };
 
 /// A NAT gateway in XDP: the daemon, and the commands that talk to it.
@@ -67,6 +68,8 @@ pub enum Command {
     Counters(CountersArgs),
     /// Live sessions: list, count, flush
     Flows(FlowsArgs),
+    /// A live view: rates, sessions, ports, who talks, what is dropped
+    Top(TopArgs),
     /// What would become of a packet, and why; nothing is sent or changed
     Trace(TraceArgs),
     /// Write packets into a pcapng file, as they come and as they leave, with session and fate
@@ -216,6 +219,24 @@ impl From<FilterArgs> for FlowFilter {
         let FilterArgs { private, remote, public, protocol, limit } = args;
         Self { private, remote, public, protocol, limit }
     }
+}
+
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
+    /// Print one frame, of that long, and end
+    #[arg(long)]
+    pub once: bool,
+    /// Order of hosts and destinations
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Sort::Traffic)]
+    pub sort: Sort,
+    /// At most so many hosts, and as many destinations [default: 20]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub limit: Option<u16>,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ mod reload;
 mod rules;
 mod run;
 mod start;
+mod top;
 mod trace;
 
 use std::{path::PathBuf, time::Duration};

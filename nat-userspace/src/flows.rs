@@ -17,10 +17,11 @@ use nat_common::{
 };
 
 use crate::{
-    api::model::{Flow, SessionState},
+    api::model::{EndpointFilter, Flow, FlowFilter, SessionState},
     config::Protocol,
     crowds::Crowds,
     datapath::{Datapath, DatapathError, SessionBatches, SessionLookup},
+    talkers::Talkers,
 };
 
 /// All that a walk needs; it may go on another thread than the datapath's.
@@ -67,14 +68,28 @@ pub struct Entry {
 /// Where the table cannot be read; none is expected.
 pub fn walk(
     view: &mut View,
+    visit: impl FnMut(&Entry) -> ControlFlow<()>,
+) -> Result<(), DatapathError> {
+    walk_of(view, &FlowFilter::default(), visit)
+}
+
+/// [`walk`] over the sessions that a filter means; its limit is the caller's business. The other half
+/// of a session costs a call to the kernel, and is looked up for these only.
+///
+/// # Errors
+/// Where the table cannot be read; none is expected.
+pub fn walk_of(
+    view: &mut View,
+    filter: &FlowFilter,
     mut visit: impl FnMut(&Entry) -> ControlFlow<()>,
 ) -> Result<(), DatapathError> {
     view.batches.rewind();
     loop {
         let now = view.now();
         let Some(batch) = view.batches.next_batch()? else { break };
-        for (key, outbound) in batch.filter(|(_, session)| session.is_outbound()) {
-            let inbound = view.lookup.get(&inbound_key(&key, &outbound))?;
+        for (key, outbound) in batch.filter(|(key, it)| it.is_outbound() && means(filter, key, it))
+        {
+            let inbound = view.lookup.get(&other_key(&key, &outbound))?;
             let Some(entry) = entry(&view.control, now, &key, &outbound, inbound.as_ref()) else {
                 continue;
             };
@@ -84,6 +99,55 @@ pub fn walk(
         }
     }
     Ok(())
+}
+
+/// How many live sessions a filter means, up to its limit.
+///
+/// # Errors
+/// Where the table cannot be read; none is expected.
+pub fn count(view: &mut View, filter: &FlowFilter) -> Result<u64, DatapathError> {
+    let limit = filter.limit.unwrap_or(u64::MAX);
+    let mut count = 0;
+    view.batches.rewind();
+    loop {
+        let now = view.now();
+        let Some(batch) = view.batches.next_batch()? else { break };
+        for (key, outbound) in batch.filter(|(key, it)| it.is_outbound() && means(filter, key, it))
+        {
+            if count >= limit {
+                return Ok(count);
+            }
+            count += u64::from(lives(&view.control, &view.lookup, now, &key, &outbound)?);
+        }
+    }
+    Ok(count)
+}
+
+/// Whether the session of this outbound half lives. The other half matters only where this one
+/// alone would be over.
+fn lives(
+    control: &Control,
+    lookup: &SessionLookup,
+    now: u32,
+    key: &FlowKey,
+    outbound: &SessionImage,
+) -> Result<bool, DatapathError> {
+    if in_time(control, outbound.word(), now) {
+        return Ok(true);
+    }
+    let inbound = lookup.get(&other_key(key, outbound))?;
+    Ok(is_live(control, now, outbound, inbound.as_ref()))
+}
+
+/// What the outbound half alone says of the ends.
+fn means(filter: &FlowFilter, key: &FlowKey, outbound: &SessionImage) -> bool {
+    let is = |wanted: Option<EndpointFilter>, address, port| {
+        wanted.is_none_or(|wanted| wanted.matches(endpoint(address, port)))
+    };
+    is(filter.private, key.tuple.src, key.tuple.sport)
+        && is(filter.remote, key.tuple.dst, key.tuple.dport)
+        && is(filter.public, outbound.tuple.src, outbound.tuple.sport)
+        && filter.protocol.is_none_or(|wanted| protocol(key.protocol) == Some(wanted))
 }
 
 /// What live sessions use.
@@ -116,17 +180,54 @@ pub fn usage(view: &mut View) -> Result<Usage, DatapathError> {
         let now = view.now();
         let Some(batch) = view.batches.next_batch()? else { break };
         for (key, outbound) in batch.filter(|(_, session)| session.is_outbound()) {
-            // The other half matters only where this one alone would be over.
-            let live = in_time(&view.control, outbound.word(), now) || {
-                let inbound = view.lookup.get(&inbound_key(&key, &outbound))?;
-                is_live(&view.control, now, &outbound, inbound.as_ref())
-            };
-            if live {
+            if lives(&view.control, &view.lookup, now, &key, &outbound)? {
                 tally.add(key.protocol, &outbound);
             }
         }
     }
     Ok(tally.usage())
+}
+
+/// [`usage`], and who talks, in the same walk: the batches have both halves, and what each has counted
+/// goes to the same two ends. So only a half that is over by itself costs a call to the kernel.
+///
+/// # Errors
+/// Where the table cannot be read; none is expected.
+pub fn usage_and_talkers(view: &mut View) -> Result<(Usage, Talkers), DatapathError> {
+    let mut tally = Tally::default();
+    let mut talkers = Talkers::default();
+    view.batches.rewind();
+    loop {
+        let now = view.now();
+        let Some(batch) = view.batches.next_batch()? else { break };
+        for (key, half) in batch {
+            if half.is_outbound() {
+                if lives(&view.control, &view.lookup, now, &key, &half)? {
+                    tally.add(key.protocol, &half);
+                    talkers.add_outbound(&key, &half);
+                }
+            } else if half.packets > 0 && returns(&view.control, &view.lookup, now, &key, &half)? {
+                talkers.add_inbound(&key, &half);
+            }
+        }
+    }
+    Ok((tally.usage(), talkers))
+}
+
+/// Whether the session of this inbound half lives. The outbound half is looked up only where this one
+/// is over; that it may be dead a moment before this one is let pass.
+fn returns(
+    control: &Control,
+    lookup: &SessionLookup,
+    now: u32,
+    key: &FlowKey,
+    inbound: &SessionImage,
+) -> Result<bool, DatapathError> {
+    if in_time(control, inbound.word(), now) {
+        return Ok(true);
+    }
+    let outbound = lookup.get(&other_key(key, inbound))?;
+    Ok(outbound.is_some_and(|outbound| in_time(control, outbound.word(), now)))
 }
 
 /// The private hosts with the most sessions, `count` of them at most.
@@ -135,18 +236,25 @@ pub fn usage(view: &mut View) -> Result<Usage, DatapathError> {
 /// Where the table cannot be read; none is expected.
 pub fn busiest(view: &mut View, count: usize) -> Result<Vec<(Ipv4Addr, u64)>, DatapathError> {
     let mut hosts: HashMap<Ipv4Addr, u64> = HashMap::new();
-    walk(view, |entry| {
-        *hosts.entry(*entry.flow.private.ip()).or_default() += 1;
-        ControlFlow::Continue(())
-    })?;
+    view.batches.rewind();
+    loop {
+        let now = view.now();
+        let Some(batch) = view.batches.next_batch()? else { break };
+        for (key, outbound) in batch.filter(|(_, session)| session.is_outbound()) {
+            if lives(&view.control, &view.lookup, now, &key, &outbound)? {
+                *hosts.entry(key.tuple.src.into()).or_default() += 1;
+            }
+        }
+    }
     let mut hosts: Vec<_> = hosts.into_iter().collect();
     hosts.sort_by_key(|&(host, sessions)| (std::cmp::Reverse(sessions), host));
     hosts.truncate(count);
     Ok(hosts)
 }
 
-fn inbound_key(key: &FlowKey, outbound: &SessionImage) -> FlowKey {
-    key.with(outbound.tuple.reversed())
+/// Of a half of a session, the key of the other one.
+fn other_key(key: &FlowKey, half: &SessionImage) -> FlowKey {
+    key.with(half.tuple.reversed())
 }
 
 /// As the dataplane says it: either half in time keeps a session that is not dead.
@@ -323,6 +431,22 @@ mod tests {
         let (key, outbound, _) = ping(State::Icmp, NOW + 1, 9);
         let entry = entry(&control(), NOW, &key, &outbound, None).expect("a live one");
         assert_eq!((entry.flow.idle_s, entry.flow.packets_in), (0, 0));
+    }
+
+    #[test]
+    fn the_outbound_half_alone_tells_what_a_filter_means_as_its_row_does() {
+        let (key, outbound, inbound) = ping(State::Icmp, ago(1), 9);
+        let row = entry(&control(), NOW, &key, &outbound, Some(&inbound)).expect("a live one").flow;
+        let endpoint = |text: &str| Some(text.parse::<EndpointFilter>().expect("an endpoint"));
+        for private in [None, endpoint("10.0.0.5"), endpoint("10.0.0.5:8"), endpoint("10.0.0.6")] {
+            for public in [None, endpoint("198.51.100.1:9"), endpoint("198.51.100.2")] {
+                for protocol in [None, Some(Protocol::Icmp), Some(Protocol::Udp)] {
+                    let remote = endpoint("203.0.113.1");
+                    let filter = FlowFilter { private, public, protocol, remote, limit: None };
+                    assert_eq!(means(&filter, &key, &outbound), filter.matches(&row), "{filter:?}");
+                }
+            }
+        }
     }
 
     #[test]

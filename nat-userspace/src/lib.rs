@@ -21,4 +21,6 @@ pub mod output;
 pub mod preflight;
 pub mod service;
 pub mod slowpath;
+pub mod talkers;
+pub mod top;
 pub mod trace;

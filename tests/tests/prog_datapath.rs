@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     maps::{HashMap, Map, MapData},
     programs::{SchedClassifier, TcAttachType, links::PinnedLink},
@@ -465,6 +465,8 @@ fn the_sweep_ends_what_is_over_and_leaves_what_either_direction_keeps() -> Resul
         let half = |idle: u32, tuple, flags| SessionImage {
             word: Word::new(State::Udp, 1, now.wrapping_sub(idle * hz)).0,
             created: now.wrapping_sub(100 * hz),
+            packets: 1,
+            bytes: if flags == 0 { 1000 } else { 100 },
             tuple,
             flags,
             ..bytemuck::Zeroable::zeroed()
@@ -489,6 +491,13 @@ fn the_sweep_ends_what_is_over_and_leaves_what_either_direction_keeps() -> Resul
     let upload = open(3, 1, 90)?;
     let mut view = View::open(&datapath)?;
     assert_eq!(flows::usage(&mut view)?.sessions, 2, "one that is over counts no more");
+    let (usage, talkers) = flows::usage_and_talkers(&mut view)?;
+    assert_eq!(usage, flows::usage(&mut view)?);
+    for talkers in talkers.top(None, 10) {
+        let [it] = talkers.as_slice() else { bail!("one address: {talkers:?}") };
+        assert_eq!((it.sessions, it.bytes_out, it.bytes_in), (2, 200, 2000), "{it:?}");
+    }
+    assert_eq!(flows::busiest(&mut view, 10)?, [([10, 0, 0, 5].into(), 2)]);
 
     let mut sweeper = Sweeper::default();
     while sweeper.step(&datapath)? {}

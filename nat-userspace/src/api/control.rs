@@ -7,6 +7,7 @@ use super::{
     counters::Counters,
     details::Details,
     model::{AddressStatus, Counted, EipChange, Flow, FlowFilter, ForwardChange, Reloaded, Status},
+    top::{Top, TopQuery},
     trace::{Trace, TraceQuery},
 };
 use crate::{config::Forward, flowlog::LogStatus};
@@ -40,11 +41,49 @@ pub trait Control: Send + Sync + 'static {
         Ok(Counted::default())
     }
 
+    /// Totals of the moment, and who causes them. Also keeps what the next look is compared with.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    fn top(&self, _query: TopQuery) -> Result<Top, ControlError> {
+        Ok(Top::default())
+    }
+
     /// Shows `visit` every live session once, until it breaks. Filters are the caller's.
     ///
     /// # Errors
     /// The session table cannot be read.
     fn flows(&self, visit: &mut dyn FnMut(&Flow) -> ControlFlow<()>) -> Result<(), ControlError>;
+
+    /// [`Self::flows`], those that match only; the limit is the caller's.
+    ///
+    /// # Errors
+    /// The session table cannot be read.
+    fn flows_of(
+        &self,
+        filter: &FlowFilter,
+        visit: &mut dyn FnMut(&Flow) -> ControlFlow<()>,
+    ) -> Result<(), ControlError> {
+        self.flows(&mut |flow| {
+            if filter.matches(flow) { visit(flow) } else { ControlFlow::Continue(()) }
+        })
+    }
+
+    /// How many sessions match, up to the filter's limit.
+    ///
+    /// # Errors
+    /// The session table cannot be read.
+    fn count(&self, filter: &FlowFilter) -> Result<u64, ControlError> {
+        let (mut count, limit) = (0, filter.limit.unwrap_or(u64::MAX));
+        if limit == 0 {
+            return Ok(0);
+        }
+        self.flows_of(filter, &mut |_| {
+            count += 1;
+            if count < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(count)
+    }
 
     /// Ends the sessions that match, at most `filter.limit`, and says how many.
     ///

@@ -11,6 +11,7 @@ pub mod instance;
 pub mod model;
 pub mod schema;
 pub mod server;
+pub mod top;
 pub mod trace;
 
 pub use control::{Control, ControlError};

@@ -10,6 +10,7 @@ use super::{
         AddressStatus, Counted, EipChange, ErrorReply, Flow, FlowCount, FlowFilter, Flushed,
         ForwardChange, ReloadRequest, Reloaded, Status,
     },
+    top::{Top, TopQuery},
     trace::{Trace, TraceQuery},
 };
 use crate::{config::Forward, flowlog::LogStatus};
@@ -57,6 +58,8 @@ fn endpoints(types: &mut SchemaGenerator) -> Vec<Endpoint> {
     add("GET", "/v1/flows/count", "How many there are", filter(), None, count);
     let flushed = of::<Flushed>(types);
     add("POST", "/v1/flows/flush", "Ends sessions", filter(), None, flushed);
+    let (query, top) = (Some(inlined::<TopQuery>()), of::<Top>(types));
+    add("GET", "/v1/top", "Totals, fullness, and who talks most", query, None, top);
     let (packet, trace) = (Some(inlined::<TraceQuery>()), of::<Trace>(types));
     add("GET", "/v1/trace", "What would become of a packet", packet, None, trace);
     let addresses = of::<Vec<AddressStatus>>(types);

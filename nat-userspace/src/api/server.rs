@@ -27,6 +27,7 @@ use super::{
     model::{
         EipChange, ErrorReply, Flow, FlowCount, FlowFilter, Flushed, ForwardChange, ReloadRequest,
     },
+    top::TopQuery,
     trace::TraceQuery,
 };
 
@@ -82,6 +83,12 @@ pub fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/flows", get(flows))
         .route("/v1/flows/count", get(flows_count))
         .route("/v1/flows/flush", post(flows_flush))
+        .route(
+            "/v1/top",
+            get(|control: Shared, Query(query): Query<TopQuery>| {
+                call(control, move |c| c.top(query))
+            }),
+        )
         .route(
             "/v1/trace",
             get(|control: Shared, Query(query): Query<TraceQuery>| {
@@ -160,15 +167,7 @@ pub(super) fn refusal(error: &ControlError) -> Response {
 }
 
 async fn flows_count(control: Shared, Query(filter): Query<FlowFilter>) -> Response {
-    call(control, move |control| {
-        let mut count = 0;
-        visit_matching(control, &filter, |_| {
-            count += 1;
-            ControlFlow::Continue(())
-        })?;
-        Ok(FlowCount { count })
-    })
-    .await
+    call(control, move |control| Ok(FlowCount { count: control.count(&filter)? })).await
 }
 
 async fn flows_flush(control: Shared, Query(filter): Query<FlowFilter>) -> Response {
@@ -250,10 +249,7 @@ fn visit_matching(
     if left == 0 {
         return Ok(());
     }
-    control.flows(&mut |flow| {
-        if !filter.matches(flow) {
-            return ControlFlow::Continue(());
-        }
+    control.flows_of(filter, &mut |flow| {
         left -= 1;
         visit(flow)?;
         if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

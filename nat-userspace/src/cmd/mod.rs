@@ -16,6 +16,7 @@ mod migrate;
 mod reload;
 mod run;
 mod status;
+mod top;
 mod trace;
 
 use std::{
@@ -81,6 +82,7 @@ pub fn execute(cli: Cli, out: &mut impl Write) -> Result<(), Failure> {
         Command::Status(args) => status::execute(&gateway, args, out),
         Command::Counters(args) => counters::execute(&gateway, &args, out),
         Command::Flows(args) => flows::execute(&gateway, &args, out),
+        Command::Top(args) => top::execute(&gateway, &args, out),
         Command::Trace(args) => trace::execute(&gateway, &args, out),
         Command::Capture(args) => capture::execute(&gateway, &args, out),
         Command::Eip(command) => eip::execute(&gateway, command, out),

@@ -9,7 +9,7 @@ use std::{
 
 use nat_common::{flow::FlowKey, stage::request, verdict::DropReason};
 
-use super::{edit, gateway::Gateway, reload, run::lock, trace::Telling};
+use super::{edit, gateway::Gateway, reload, run::lock, top::LastLook, trace::Telling};
 use crate::{
     api::{
         AddressDetail, Control, ControlError, Counters, Details,
@@ -18,6 +18,7 @@ use crate::{
             AddressStatus, Counted, EipChange, Flow, FlowFilter, ForwardChange, PortsInUse,
             Reloaded, Status,
         },
+        top::{Top, TopQuery},
         trace::{Trace, TraceQuery},
     },
     config::{Forward, Protocol},
@@ -36,11 +37,17 @@ pub(super) struct Controller {
     pub(super) telling: Telling,
     /// Held while a capture runs.
     pub(super) capturing: Mutex<()>,
+    pub(super) last_look: LastLook,
 }
 
 impl Controller {
     pub(super) fn new(gateway: Arc<Mutex<Gateway>>) -> Self {
-        Self { gateway, telling: Telling::default(), capturing: Mutex::new(()) }
+        Self {
+            gateway,
+            telling: Telling::default(),
+            capturing: Mutex::new(()),
+            last_look: LastLook::default(),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Gateway> {
@@ -48,7 +55,7 @@ impl Controller {
     }
 
     /// What a walk over the sessions needs, so that it can go without the lock.
-    fn view(&self) -> Result<View, ControlError> {
+    pub(super) fn view(&self) -> Result<View, ControlError> {
         View::open(&self.lock().datapath).map_err(failed)
     }
 
@@ -76,7 +83,7 @@ impl Controller {
         Ok(ended)
     }
 
-    fn address_statuses(&self, usage: &Usage) -> Vec<AddressStatus> {
+    pub(super) fn address_statuses(&self, usage: &Usage) -> Vec<AddressStatus> {
         let gateway = self.lock();
         let pools: BTreeMap<Ipv4Addr, &str> = gateway
             .config
@@ -105,7 +112,7 @@ impl Controller {
 
 impl Controller {
     /// The counters, where the number of sessions is known.
-    fn counters_with(&self, sessions: u64) -> Result<Counters, ControlError> {
+    pub(super) fn counters_with(&self, sessions: u64) -> Result<Counters, ControlError> {
         let gateway = self.lock();
         let read = gateway.datapath.counters().map_err(failed)?;
         let drops: BTreeMap<String, u64> = DropReason::ALL
@@ -173,10 +180,6 @@ impl Control for Controller {
         };
         let counters = self.counters_with(usage.sessions)?;
         let gateway = self.lock();
-        let capacity = |address: Ipv4Addr, protocol: Protocol| {
-            let ranges = gateway.config.session_ports(address, protocol);
-            ranges.iter().map(|range| u64::from(range.count())).sum()
-        };
         let refused = gateway.datapath.refused_ports().map_err(failed)?;
         let by_protocol = |[tcp, udp, icmp]: [u64; 3]| PortsInUse { tcp, udp, icmp };
         let addresses = statuses.into_iter().map(|status| AddressDetail {
@@ -188,11 +191,7 @@ impl Control for Controller {
                 usage.addresses.get(&status.address).map(|used| used.crowds).unwrap_or_default(),
             ),
             errors: by_protocol(refused.get(&status.address).copied().unwrap_or_default()),
-            capacity: PortsInUse {
-                tcp: capacity(status.address, Protocol::Tcp),
-                udp: capacity(status.address, Protocol::Udp),
-                icmp: capacity(status.address, Protocol::Icmp),
-            },
+            capacity: capacity(&gateway, status.address),
         });
         let details = Details {
             sessions_max: u64::from(gateway.config.gateway.sessions),
@@ -220,6 +219,18 @@ impl Control for Controller {
         flows::walk(&mut self.view()?, |entry| visit(&entry.flow)).map_err(failed)
     }
 
+    fn flows_of(
+        &self,
+        filter: &FlowFilter,
+        visit: &mut dyn FnMut(&Flow) -> ControlFlow<()>,
+    ) -> Result<(), ControlError> {
+        flows::walk_of(&mut self.view()?, filter, |entry| visit(&entry.flow)).map_err(failed)
+    }
+
+    fn count(&self, filter: &FlowFilter) -> Result<u64, ControlError> {
+        flows::count(&mut self.view()?, filter).map_err(failed)
+    }
+
     fn flush(&self, filter: &FlowFilter) -> Result<u64, ControlError> {
         let mut left = filter.limit.unwrap_or(u64::MAX);
         self.end_sessions(|entry| {
@@ -227,6 +238,10 @@ impl Control for Controller {
             left -= u64::from(condemned);
             condemned
         })
+    }
+
+    fn top(&self, query: TopQuery) -> Result<Top, ControlError> {
+        self.look(query)
     }
 
     fn trace(&self, query: &TraceQuery) -> Result<Trace, ControlError> {
@@ -289,6 +304,15 @@ impl Control for Controller {
             )),
         }
     }
+}
+
+/// Ports of an address that sessions may get.
+pub(super) fn capacity(gateway: &Gateway, address: Ipv4Addr) -> PortsInUse {
+    let of = |protocol: Protocol| {
+        let ranges = gateway.config.session_ports(address, protocol);
+        ranges.iter().map(|range| u64::from(range.count())).sum()
+    };
+    PortsInUse { tcp: of(Protocol::Tcp), udp: of(Protocol::Udp), icmp: of(Protocol::Icmp) }
 }
 
 /// What an operator should know of a running gateway.
