@@ -9,7 +9,7 @@ mod control;
 mod detach;
 mod edit;
 mod gateway;
-mod hook;
+pub(crate) mod hook;
 mod interfaces;
 mod migrate;
 mod neighbours;

@@ -70,6 +70,8 @@ fn a_gateway_that_is_well_is_told_to_be_and_what_it_leaves_is_told_for_what_it_i
     let before = doctor(&lab, &config)?;
     before.has(&[("veth_offload", "note")]);
     assert_eq!(before.1, Some(0), "{:#?}", before.0);
+    let auto = config.replace("xdp_mode = \"native\"", "xdp_mode = \"auto\"");
+    doctor(&lab, &auto)?.lacks("veth_offload");
 
     let mut gateway = lab.start_natgw(&config)?;
     let running = doctor(&lab, &config)?;

@@ -11,14 +11,14 @@ use crate::{
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Hook {
-    pub(super) mode: AttachMode,
+pub(crate) struct Hook {
+    pub(crate) mode: AttachMode,
     /// Why, where it was left to the gateway.
     pub(super) why: Option<String>,
 }
 
 impl Hook {
-    pub(super) fn choose(config: &Config, snapshot: &Snapshot) -> Self {
+    pub(crate) fn choose(config: &Config, snapshot: &Snapshot) -> Self {
         let gateway = &config.gateway;
         let asked = |mode| Self { mode, why: None };
         match gateway.xdp_mode {

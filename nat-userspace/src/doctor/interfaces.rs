@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use super::{Check, Finding, Net, ethtool, ethtool::Driver};
 use crate::{
     config::{Config, XdpMode},
+    daemon::hook::Hook,
+    datapath::AttachMode,
     netdev::Link,
     preflight::{KernelVersion, MULTI_BUFFER_REDIRECT, SINGLE_BUFFER_MTU},
 };
@@ -56,7 +58,14 @@ impl Facts {
             }
         };
         let interfaces = config.interfaces().into_iter().map(interface).collect();
-        Self { mode: config.gateway.xdp_mode, kernel, interfaces }
+        let mode = match config.gateway.xdp_mode {
+            // Where `auto` comes to tc, what native XDP lacks is nothing to mend.
+            XdpMode::Auto if Hook::choose(config, &net.snapshot).mode == AttachMode::Tc => {
+                XdpMode::Tc
+            }
+            mode => mode,
+        };
+        Self { mode, kernel, interfaces }
     }
 }
 
