@@ -14,8 +14,8 @@ use super::cleanup::PINS_DIR;
 use super::namespace::Namespace;
 use super::process::{Output, Process};
 
-/// Loading and verifying the programs takes most of it, on a slow machine under load.
-const READY_LIMIT: Duration = Duration::from_secs(30);
+/// Loading and verifying the programs takes most of it: half a minute where the machine is emulated.
+const READY_LIMIT: Duration = Duration::from_secs(120);
 const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// A started gateway. Dropping it kills the daemon with SIGKILL: dataplane, sessions and guard
