@@ -31,6 +31,8 @@ pub struct Sweeper {
     bindings_walked: Option<Instant>,
     /// Entries that the last whole walk met.
     last_size: usize,
+    /// Entries that this walk may meet: those, and what has come since.
+    expected: usize,
     /// Sessions that had ever been made when the last walk that met none began: an empty table
     /// need not be walked again, which is not free, its buckets being many.
     empty_since: Option<u64>,
@@ -129,7 +131,10 @@ impl Sweeper {
             // A walk begins with a second, so that there is at most one in each.
             None if self.met_in_tick > 0 => return Ok(false),
             None => {
+                let before = self.created;
                 self.created = datapath.counters()?.sessions_created;
+                let fresh = self.created.saturating_sub(before).saturating_mul(2);
+                self.expected = self.last_size.saturating_add(fresh as usize);
                 if self.empty_since == Some(self.created) {
                     return Ok(false);
                 }
@@ -154,7 +159,7 @@ impl Sweeper {
             .map(|(key, _)| key)
             .collect();
         self.ended += u64::from(datapath.reap(request::EXPIRE, &candidates)?);
-        Ok(self.met_in_tick < share(self.last_size, walk_time(&control)))
+        Ok(self.met_in_tick < share(self.expected, walk_time(&control)))
     }
 
     fn bindings_are_due(&self) -> bool {
