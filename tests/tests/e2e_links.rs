@@ -5,9 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nat_tests::links::{remake_private_interface, second_private_link, second_public_link};
+use nat_tests::links::{
+    remake_private_interface, remake_public_interface, second_private_link, second_public_link,
+};
 use nat_tests::stream::{Stream, echo_server};
 use nat_tests::wiring::{SOON, Wiring, at_server};
+use nix::sys::signal::Signal;
 use rstest::rstest;
 use xtask::lab::{Frame, Lab, Namespace, SERVER, SERVER_2, Sniffer, client_address, dns};
 
@@ -41,6 +44,27 @@ fn a_private_interface_that_goes_down_and_up_or_is_made_anew_keeps_its_sessions(
     stream.wait_for_more(20).context("after it was made anew")?;
     assert_eq!(gateway.json(&["flows"])?[0]["public"], before[0]["public"]);
     stream.finish()?;
+    Ok(())
+}
+
+/// Questions that came while the daemon was halted are answered before it hears of the links.
+#[test]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn a_gateway_is_ready_no_sooner_than_it_serves_the_interface_that_was_made_anew() -> Result<()> {
+    let lab = Wiring::TwoArmed.lab()?;
+    let names = dns::DnsServer::start(lab.server(), 53)?;
+    let mut gateway = lab.start_natgw(&lab.config())?;
+    for round in 0..5 {
+        gateway.signal(Signal::SIGSTOP)?;
+        remake_public_interface(&lab, || Ok(()))?;
+        gateway.signal(Signal::SIGCONT)?;
+        gateway.wait_for(&["status"], SOON, |status| status["state"] == "ready")?;
+        let link = lab.gateway().check(["ip", "link", "show", "dev", "wan0"])?;
+        assert!(link.contains("xdp"), "round {round}: ready, and not attached: {link}");
+        let status = gateway.json(&["status"])?;
+        assert_eq!(status["interfaces"][0]["state"], "attached", "{status:#}");
+        assert_eq!(asked(lab.client(1), SERVER, names.port())?, Some(lab.eip()));
+    }
     Ok(())
 }
 

@@ -144,7 +144,7 @@ impl Gateway {
 
     pub(super) fn gateway_state(&self) -> GatewayState {
         match self.phase {
-            GatewayState::Ready if self.missing_interfaces() => GatewayState::Degraded,
+            GatewayState::Ready if !self.serves_all() => GatewayState::Degraded,
             phase => phase,
         }
     }

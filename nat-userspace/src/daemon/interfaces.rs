@@ -7,6 +7,7 @@ use nat_common::{
     net::Ip4,
     rules::{HostAddress, Interface, host_address, interface, role},
 };
+use nix::net::if_::if_nametoindex;
 
 use super::{gateway::Gateway, hook::Hook};
 use crate::{
@@ -38,6 +39,13 @@ impl Port {
 
     pub(super) const fn is_private(&self) -> bool {
         matches!(self.role, Role::Private | Role::Both)
+    }
+
+    /// Attached to what has this name now. The kernel is asked: what it tells of a link that was
+    /// deleted and made anew may not have been heard yet.
+    fn serves(&self, name: &str) -> bool {
+        let serving = self.known.filter(|_| self.attached).map(|known| known.ifindex);
+        serving.is_some_and(|ifindex| if_nametoindex(name).is_ok_and(|now| now == ifindex))
     }
 }
 
@@ -199,6 +207,11 @@ impl Gateway {
         self.ports.values().any(|port| !port.attached)
     }
 
+    /// Every interface is there, and is the one that the programs are attached to.
+    pub(super) fn serves_all(&self) -> bool {
+        self.ports.iter().all(|(name, port)| port.serves(name))
+    }
+
     pub(super) fn interface_statuses(&self) -> Vec<InterfaceStatus> {
         let mode = match self.hook.mode {
             AttachMode::Native => AttachedMode::Native,
@@ -212,7 +225,9 @@ impl Gateway {
             .into_iter()
             .map(|(name, role)| {
                 let port = self.ports.get(name);
-                let attached = port.is_some_and(|port| port.attached);
+                let attached = port.is_some_and(|port| port.serves(name));
+                let unheard = port.is_some_and(|port| port.attached) && !attached;
+                let problem = port.and_then(|port| port.problem.clone());
                 InterfaceStatus {
                     name: name.to_owned(),
                     role,
@@ -222,7 +237,9 @@ impl Gateway {
                     } else {
                         InterfaceState::Missing
                     },
-                    note: port.and_then(|port| port.problem.clone()).or_else(|| why.clone()),
+                    note: problem
+                        .or_else(|| unheard.then(|| "it is gone, or was made anew".to_owned()))
+                        .or_else(|| why.clone()),
                 }
             })
             .collect()
