@@ -193,6 +193,13 @@ impl Place {
         key_of(self.words)
     }
 
+    /// Of the key, all bits of it good.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hash(&self) -> u64 {
+        self.hash
+    }
+
     /// The slots that may hold the key.
     #[must_use]
     pub const fn ways(&self) -> [u32; 2] {

@@ -155,10 +155,13 @@ pub trait Tables {
     fn session(&self, key: &FlowKey) -> Option<&Session>;
     /// Inserts if there is no entry of that key: this is the reservation.
     fn session_insert(&self, key: &FlowKey, value: &SessionImage) -> Result<(), InsertError>;
-    fn session_remove(&self, key: &FlowKey);
+    /// True if this call removed it. Both are for [`crate::sieve`], which keeps count.
+    fn session_remove(&self, key: &FlowKey) -> bool;
 
     /// A slot of the flow cache.
     fn slot(&self, index: u32) -> Option<&Slot>;
+    /// A word of the sieve; `None` where there is none.
+    fn sieve(&self, word: u32) -> Option<&Cell<u64>>;
 
     fn binding(&self, key: &BindingKey) -> Option<&Binding>;
     fn binding_insert(&self, key: &BindingKey, value: &BindingImage) -> Result<(), InsertError>;

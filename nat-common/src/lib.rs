@@ -34,6 +34,7 @@ pub mod record;
 pub mod refusal;
 pub mod rules;
 pub mod session;
+pub mod sieve;
 pub mod stage;
 pub mod tcp_state;
 pub mod trace;

@@ -3,12 +3,13 @@
 //! Pinned as `BPF_DIR/NAME/v{LAYOUT}/MAP`. A change of any type below is a new `LAYOUT`.
 
 /// Version of everything that is stored in pinned maps.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 pub const CONTROL: &str = "control";
 pub const COUNTERS: &str = "counters";
 pub const SESSIONS: &str = "sessions";
 pub const FLOW_CACHE: &str = "flow_cache";
+pub const SIEVE: &str = "sieve";
 pub const BINDINGS: &str = "bindings";
 pub const PERMITS: &str = "permits";
 pub const HOSTS: &str = "hosts";
@@ -66,6 +67,11 @@ pub const fn cache_slots(sessions: u32) -> u32 {
         Some(slots) => slots,
         None => 1 << 31,
     }
+}
+
+/// Words of the sieve (see [`crate::sieve`]): two bytes a session, and a power of two.
+pub const fn sieve_words(sessions: u32) -> u32 {
+    (if sessions < 64 { 16 } else { sessions >> 2 }).next_power_of_two()
 }
 
 /// Stage programs: index in `STAGES`, and name of the program in the object.

@@ -37,7 +37,9 @@ pub struct Control {
     pub cache_mask: u32,
     /// Key of the hash by which it is searched, so that nobody can aim at a slot.
     pub cache_seed: [u32; 4],
-    pub reserved: [u32; 2],
+    /// Words of the sieve less one; it is searched by the same hash.
+    pub sieve_mask: u32,
+    pub reserved: u32,
 }
 
 impl Control {

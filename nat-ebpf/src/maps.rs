@@ -40,6 +40,8 @@ maps! {
         HashMap::with_max_entries(2 * size::SESSIONS_DEFAULT, 0);
     FLOW_CACHE, "flow_cache": Array<SlotImage> =
         Array::with_max_entries(size::cache_slots(size::SESSIONS_DEFAULT), BPF_F_MMAPABLE);
+    SIEVE, "sieve": Array<u64> =
+        Array::with_max_entries(size::sieve_words(size::SESSIONS_DEFAULT), 0);
     BINDINGS, "bindings": HashMap<BindingKey, BindingImage> =
         HashMap::with_max_entries(2 * size::SESSIONS_DEFAULT, BPF_F_NO_PREALLOC);
     PERMITS, "permits": HashMap<PermitKey, u32> =

@@ -1,6 +1,6 @@
 //! The tables trait over the maps.
 
-use core::ffi::c_void;
+use core::{cell::Cell, ffi::c_void};
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_loop, maps::lpm_trie::Key};
 use nat_common::{
@@ -29,17 +29,18 @@ use nat_common::{
 use crate::maps::{
     ADDRESSES, BINDINGS, BUSY_PORTS, CONTROL, COUNTERS, DRAFT, EXEMPT, FLOW_CACHE, FORWARDS,
     FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, ONE_TO_ONE, OTHER_LINKS, PERMITS,
-    POOL_MEMBERS, POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS, REFUSED_PORTS, SESSIONS, SNAT,
+    POOL_MEMBERS, POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS, REFUSED_PORTS, SESSIONS,
+    SIEVE, SNAT,
 };
 
 /// The kernel as the engine's surroundings. Holds the context for the helpers that want it.
 pub(crate) struct Kernel {
-    pub(crate) ctx: *mut core::ffi::c_void,
+    pub(crate) ctx: *mut c_void,
 }
 
 impl Kernel {
     #[inline(always)]
-    pub(crate) const fn new(ctx: *mut core::ffi::c_void) -> Self {
+    pub(crate) const fn new(ctx: *mut c_void) -> Self {
         Self { ctx }
     }
 
@@ -187,9 +188,8 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn session_remove(&self, key: &FlowKey) {
-        // Already gone is as good.
-        let _gone = SESSIONS.remove(key);
+    fn session_remove(&self, key: &FlowKey) -> bool {
+        SESSIONS.remove(key).is_ok()
     }
 
     #[inline(always)]
@@ -197,6 +197,12 @@ impl Tables for Kernel {
         const { assert!(size_of::<SlotImage>() == size_of::<Slot>()) };
         // SAFETY: as `shared`; the map is mappable, so its elements begin at a page.
         FLOW_CACHE.get_ptr(index).map(|slot| unsafe { &*slot.cast::<Slot>() })
+    }
+
+    #[inline(always)]
+    fn sieve(&self, word: u32) -> Option<&Cell<u64>> {
+        // SAFETY: as `shared`.
+        SIEVE.get_ptr(word).map(|word| unsafe { &*word.cast::<Cell<u64>>() })
     }
 
     #[inline(always)]

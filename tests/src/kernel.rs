@@ -8,12 +8,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Array, Map, MapData};
 use nat_common::{
     counters::Counters,
     flow::FlowKey,
+    maps,
     net::{Ip4, Mac},
     rules::{HostAddress, Interface, host_address, role},
     session::SessionImage,
+    sieve,
 };
 use nat_userspace::{
     config::{self, HostView, Overrides},
@@ -175,7 +178,7 @@ impl Kernel {
     /// Where its maps are pinned.
     #[must_use]
     pub fn directory(&self) -> PathBuf {
-        self.pins.0.join(NAME).join(format!("v{}", nat_common::maps::LAYOUT))
+        self.pins.0.join(NAME).join(format!("v{}", maps::LAYOUT))
     }
 
     /// The whole session table, both halves of each session.
@@ -190,6 +193,24 @@ impl Kernel {
         }
         all.sort_by_key(|(key, _)| *key);
         Ok(all)
+    }
+
+    /// Fails unless the sieve has counted these entries and nothing else.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn sieve_agrees<'a>(&self, keys: impl Iterator<Item = &'a FlowKey>) -> Result<()> {
+        let control = self.datapath.control()?;
+        let mut counted = vec![0_u64; control.sieve_mask as usize + 1];
+        for key in keys {
+            let (word, one) = sieve::share(key, &control).context("there is a sieve")?;
+            counted[word as usize] += one;
+        }
+        let map = MapData::from_pin(self.directory().join(maps::SIEVE))?;
+        let words: Array<_, u64> = Map::from_map_data(map)?.try_into()?;
+        let words = words.iter().collect::<Result<Vec<_>, _>>()?;
+        ensure!(words == counted, "the sieve has counted something else than the session table");
+        Ok(())
     }
 }
 

@@ -135,6 +135,7 @@ impl Twins {
 
     fn sessions_agree(&self) -> Result<usize> {
         let there = self.kernel.sessions()?;
+        self.kernel.sieve_agrees(there.iter().map(|(key, _)| key))?;
         let there: Vec<_> = there.iter().map(|(key, image)| entry_of_kernel(*key, image)).collect();
         let here = entries_of_host(&self.host);
         for (ours, theirs) in here.iter().zip(&there) {

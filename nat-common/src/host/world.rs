@@ -74,6 +74,8 @@ pub struct World {
     pub sessions: Shared<FlowKey, Session>,
     /// As long as the mask in `control` says, plus one.
     pub cache: Vec<Slot>,
+    /// As long as its mask says, or empty: then there is none.
+    pub sieve: Vec<Cell<u64>>,
     pub bindings: Shared<BindingKey, Binding>,
     pub hosts: Shared<HostKey, Host>,
     pub busy: Shared<BusyKey, PortSet>,
@@ -117,6 +119,7 @@ impl Default for World {
             busy_capacity: 1024,
             sessions: RefCell::default(),
             cache: Vec::new(),
+            sieve: Vec::new(),
             bindings: RefCell::default(),
             hosts: RefCell::default(),
             busy: RefCell::default(),
@@ -234,12 +237,16 @@ impl Tables for World {
         insert(&self.sessions, self.session_capacity, *key, session(image))
     }
 
-    fn session_remove(&self, key: &FlowKey) {
-        self.sessions.borrow_mut().remove(key);
+    fn session_remove(&self, key: &FlowKey) -> bool {
+        self.sessions.borrow_mut().remove(key).is_some()
     }
 
     fn slot(&self, index: u32) -> Option<&Slot> {
         self.cache.get(index as usize)
+    }
+
+    fn sieve(&self, word: u32) -> Option<&Cell<u64>> {
+        self.sieve.get(word as usize)
     }
 
     fn binding(&self, key: &BindingKey) -> Option<&Binding> {

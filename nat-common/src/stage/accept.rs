@@ -7,6 +7,7 @@ use crate::{
     net::{Ip4, Port},
     parse::{Kind, Parse, Parsed, parse},
     session::{BindingKey, HostKey, Path, SessionImage, State, Word, flags, protocol_index},
+    sieve,
     stage::{Side, Step, bind, deliver, report},
     translate::Rewrite,
     verdict::DropReason,
@@ -98,7 +99,7 @@ fn accept<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed, receiver:
             flags: receiver.flags,
             pool: receiver.pool,
         };
-        env.session_insert(&parsed.key, draft)
+        sieve::insert(env, &parsed.key, draft)
     });
     let first = first.unwrap_or(Err(InsertError::Full));
     let insert_second = || {
@@ -108,7 +109,7 @@ fn accept<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed, receiver:
             draft.l4_delta = outward.l4_delta;
             draft.flags = receiver.flags | flags::OUTBOUND;
             draft.epoch = 0;
-            env.session_insert(&outbound_key, draft)
+            sieve::insert(env, &outbound_key, draft)
         })
         .unwrap_or(Err(InsertError::Full))
     };
@@ -118,7 +119,7 @@ fn accept<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed, receiver:
     };
     if let Err(error) = second {
         if first.is_ok() {
-            env.session_remove(&parsed.key);
+            sieve::remove(env, &parsed.key);
         }
         if receiver.flags & flags::BINDING != 0
             && let Some(held) = env.binding(&binding)

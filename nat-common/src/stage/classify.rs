@@ -31,7 +31,7 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     if may_ask(&parsed)
         && let Some(slot) = refusal::recall(env, &parsed.key)
     {
-        return open::out_of_ports(env, &parsed, slot);
+        return open::out_of_ports(env, parsed.ip.protocol, parsed.length, slot);
     }
     // Row 3.
     if env.public_address(destination).is_some() {

@@ -8,6 +8,7 @@ use crate::{
     port::BusyKey,
     rules::Control,
     session::{BindingKey, HostKey, Session, State, Word, flags, protocol_index},
+    sieve,
     stage::report,
     tcp_state,
 };
@@ -105,10 +106,10 @@ pub fn end<E: Env>(env: &E, key: &FlowKey, now: u32, only_expired: bool) -> bool
         cache::forget(env, control, &partner_key, partner);
     }
     let lost = report::ended(env, control, key, (session, before), revived, only_expired, now);
-    env.session_remove(key);
+    sieve::remove(env, key);
     // The port of a forward is nobody else's, and that of a binding rests with the binding.
     if hold == 0 || session_flags & (flags::FORWARD | flags::BINDING) != 0 {
-        env.session_remove(&partner_key);
+        sieve::remove(env, &partner_key);
         free_port(env, &partner_key);
     }
     release(env, key, session_flags, pool, now);

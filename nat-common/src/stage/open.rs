@@ -12,9 +12,10 @@ use crate::{
     port::BusyKey,
     refusal,
     rules::{Address, ForwardKey, Pool, address, pool},
-    session::{Host, HostKey, NextHop, Path, SessionImage, State, Word, flags, protocol_index},
+    session::{Host, HostKey, Path, SessionImage, State, Word, flags, protocol_index},
+    sieve,
     stage::{
-        Answer, Handoff, Hop, Side, Step, deliver, end, open_busy, report,
+        Answer, Handoff, Side, Step, deliver, end, open_busy, report,
         seek::{self, Wanted},
     },
     translate::Rewrite,
@@ -52,7 +53,6 @@ pub struct Plan<'a> {
     /// The pool's; address and port dependent where ports are shared.
     pub mapping: u8,
     pub state: State,
-    pub hop: Hop,
     pub now: u32,
     pub epoch: u32,
     pub generation: u16,
@@ -156,8 +156,7 @@ pub fn wanted(plan: &Plan<'_>, candidate: &Address, port: u32, binds: u32) -> Wa
 pub fn plan<'a, P: Packet, E: Env>(packet: &mut P, env: &'a E) -> Option<(Parsed, Plan<'a>)> {
     let realm = env.interface(packet.ingress())?.realm;
     let Parse::Ipv4(parsed) = parse(packet, realm) else { return None };
-    let Handoff { pool, hop, mtu, target, target_port, flags, .. } =
-        env.handoff(|handoff| *handoff)?;
+    let Handoff { pool, target, target_port, flags, .. } = env.handoff(|handoff| *handoff)?;
     let control = env.control()?;
     let now = env.now();
     let (epoch, generation) = (control.current_epoch(now), control.generation as u16);
@@ -182,7 +181,6 @@ pub fn plan<'a, P: Packet, E: Env>(packet: &mut P, env: &'a E) -> Option<(Parsed
         pool: rules,
         host: None,
         state,
-        hop: Hop { next: NextHop(hop), mtu: mtu as u16 },
         now,
         epoch,
         generation,
@@ -325,7 +323,8 @@ pub fn is_claimed<E: Env>(env: &E, plan: &Plan<'_>, candidate: &Address, port: P
         }))
 }
 
-/// The two entries: inbound first, for that is the reservation; then outbound.
+/// The two entries: inbound first, for that is the reservation; then outbound, with the way out that the
+/// handoff has.
 #[inline(always)]
 pub fn insert<E: Env>(env: &E, plan: &Plan<'_>, end: Endpoint, extra: u8) -> Attempt {
     let old = plan.key.tuple;
@@ -333,7 +332,6 @@ pub fn insert<E: Env>(env: &E, plan: &Plan<'_>, end: Endpoint, extra: u8) -> Att
     let new =
         Tuple { src: end.address, dst: plan.target, sport: end.port, dport: plan.target_port };
     let inbound_key = plan.key.with(new.reversed());
-    let out = Rewrite::new(plan.key.protocol, old, new);
     let back = Rewrite::new(plan.key.protocol, new.reversed(), old.reversed());
     let inserted = env.draft(|draft| {
         *draft = SessionImage {
@@ -351,25 +349,29 @@ pub fn insert<E: Env>(env: &E, plan: &Plan<'_>, end: Endpoint, extra: u8) -> Att
             flags: extra | (plan.flags & flags::HAIRPIN),
             pool: plan.pool_id as u8,
         };
-        env.session_insert(&inbound_key, draft)
+        sieve::insert(env, &inbound_key, draft)
     });
     match inserted {
         Some(Ok(())) => {}
         Some(Err(InsertError::Exists)) => return Attempt::Taken,
         _ => return Attempt::TableFull,
     }
+    // From the key again: the stack has no room to keep it meanwhile.
+    let new = black_box(&inbound_key).tuple.reversed();
+    let out = Rewrite::new(plan.key.protocol, old, new);
+    let (hop, mtu) = env.handoff(|handoff| (handoff.hop, handoff.mtu)).unwrap_or_default();
     let inserted = env.draft(|draft| {
         draft.tuple = out.tuple;
         draft.ip_delta = out.ip_delta;
         draft.l4_delta = out.l4_delta;
         draft.flags = extra | plan.flags | flags::OUTBOUND;
-        draft.next_hop = plan.hop.next.0;
-        draft.path = Path::new(plan.hop.mtu, plan.generation).0;
+        draft.next_hop = hop;
+        draft.path = Path::new(mtu as u16, plan.generation).0;
         draft.epoch = plan.epoch;
         // The packet that goes out by this.
         draft.packets = u64::from(plan.packets);
         draft.bytes = u64::from(plan.bytes);
-        env.session_insert(&plan.key, draft)
+        sieve::insert(env, &plan.key, draft)
     });
     match inserted.unwrap_or(Err(InsertError::Full)) {
         Ok(()) => {
@@ -377,7 +379,7 @@ pub fn insert<E: Env>(env: &E, plan: &Plan<'_>, end: Endpoint, extra: u8) -> Att
             Attempt::Opened(out)
         }
         Err(error) => {
-            env.session_remove(&inbound_key);
+            sieve::remove(env, &inbound_key);
             end::free_port(env, &inbound_key);
             if error == InsertError::Exists { Attempt::Raced } else { Attempt::TableFull }
         }
@@ -418,7 +420,7 @@ pub fn finish<E: Env>(env: &E, parsed: &Parsed, plan: &Plan<'_>, attempt: Attemp
 pub fn refused<E: Env>(env: &E, plan: &Plan<'_>, parsed: &Parsed, attempt: Attempt) -> Step {
     match attempt {
         Attempt::TableFull => {
-            tell(env, parsed, kind::TABLE_FULL, Ip4::UNSPECIFIED);
+            tell(env, &plan.key, kind::TABLE_FULL, Ip4::UNSPECIFIED);
             Step::drop(DropReason::SessionTableFull, Side::Source, parsed.length)
         }
         Attempt::Conflict => Step::drop(DropReason::SessionConflict, Side::Source, parsed.length),
@@ -427,42 +429,43 @@ pub fn refused<E: Env>(env: &E, plan: &Plan<'_>, parsed: &Parsed, attempt: Attem
 }
 
 #[inline(always)]
-fn tell<E: Env>(env: &E, parsed: &Parsed, kind: u32, address: Ip4) {
+fn tell<E: Env>(env: &E, key: &FlowKey, kind: u32, address: Ip4) {
     env.event(&Event {
         kind,
         ifindex: 0,
         address,
         port: Port::ZERO,
-        protocol: parsed.ip.protocol,
+        protocol: key.protocol,
         reason: 0,
-        key: parsed.key,
+        key: *key,
     });
 }
 
 /// No port left on any address of the pool that this host may use.
 #[inline(always)]
 pub fn exhausted<E: Env>(env: &E, plan: &Plan<'_>, parsed: &Parsed) -> Step {
-    tell(env, parsed, kind::EXHAUSTED, parsed.ip.dst);
+    // The plan's key and not the packet's, which is the same: kept twice they would be too much for the stack.
+    tell(env, &plan.key, kind::EXHAUSTED, plan.key.tuple.dst);
     let slot = env.handoff(|handoff| handoff.slot).unwrap_or(0);
     // Another port of the host may have a binding.
     let any_port = plan.pool.mapping != pool::ENDPOINT_INDEPENDENT;
-    refusal::remember(env, &parsed.key, any_port, slot);
-    out_of_ports(env, parsed, slot)
+    refusal::remember(env, &plan.key, any_port, slot);
+    out_of_ports(env, plan.key.protocol, parsed.length, slot)
 }
 
 /// Counts a packet for which `slot`'s address had no port, and says what becomes of it.
 #[inline(always)]
-pub fn out_of_ports<E: Env>(env: &E, parsed: &Parsed, slot: u32) -> Step {
+pub fn out_of_ports<E: Env>(env: &E, protocol: u8, length: u16, slot: u32) -> Step {
     env.counters(|counters| {
         counters.port_allocation_errors = counters.port_allocation_errors.wrapping_add(1);
     });
     if let Some(refused) = env.refused_ports(slot)
-        && let Some(count) = refused.0.get(protocol_index(parsed.ip.protocol))
+        && let Some(count) = refused.0.get(protocol_index(protocol))
     {
         E::add(count, 1);
     }
     if refusal::is_answered(env) {
         return deliver::ask(env, Answer::AdminProhibited, 0, Ip4::UNSPECIFIED);
     }
-    Step::drop(DropReason::ErrorPortAllocation, Side::Source, parsed.length)
+    Step::drop(DropReason::ErrorPortAllocation, Side::Source, length)
 }

@@ -4,6 +4,7 @@
 //! nobody can want, is dropped with two more lookups; nearly every packet of a flood goes this way.
 //! Everything else is left to `fast` and the stages behind it, which do the same to the packets that
 //! could have gone this way: a first look that is left out changes nothing.
+//! The sieve is asked before the cache, or a flood would walk through all of that.
 //!
 //! What the key of a cached flow alone decides (destinations that are never translated, port 0) is
 //! not asked again here: a flow enters the cache by a packet that `fast` has let through.
@@ -16,11 +17,11 @@ use crate::{
     cache::{self, Place, Slot, key_words},
     checksum::Delta,
     env::{Env, Packet},
-    flow::FlowKey,
-    net::proto,
+    net::{Ip4, proto},
     parse::tcp_flags,
     rules::{Control, address, control, pool, role},
     session::State,
+    sieve,
     stage::{Side, Step, direction},
     verdict::DropReason,
     wire::{ETHERTYPE_IPV4, Ethernet, Ipv4, Macs, Plain, PlainTcp, Tcp, Udp},
@@ -189,16 +190,20 @@ fn look<P: Packet, E: Env, H: Headers>(packet: &mut P, env: &E) -> Option<First>
     }
     let words = key_words(plain.addresses, plain.ports, plain.protocol, interface.realm);
     let place = Place::of_words(words, control)?;
-    match cache::find(env, &place) {
-        Some(slot) => translate(env, control, headers, &place, slot, bytes),
-        // The cache does not know what can be opened from inside.
-        None if interface.role != role::PUBLIC => None,
-        None => {
-            let held = headers.is_opening() && control.flags & control::HOLD_SYN != 0;
-            let key = place.key();
-            (!held && is_unwanted(env, &key)).then_some(First::Unsolicited(bytes))
-        }
+    // First, for it is small: what has no session would find neither slot nor bucket warm.
+    let known = sieve::may_have(env, &place, control.sieve_mask);
+    if known && let Some(slot) = cache::find(env, &place) {
+        return translate(env, control, headers, &place, slot, bytes);
     }
+    // What can be opened from inside is not known here.
+    if interface.role != role::PUBLIC {
+        return None;
+    }
+    let held = headers.is_opening() && control.flags & control::HOLD_SYN != 0;
+    let destination = Ip4::from_raw(plain.addresses[1]);
+    let unwanted =
+        !held && is_closed(env, destination) && (!known || env.session(&place.key()).is_none());
+    unwanted.then_some(First::Unsolicited(bytes))
 }
 
 /// By the flow cache alone.
@@ -244,11 +249,10 @@ fn translate<E: Env, H: Headers>(
     Some(First::Forwarded(Forwarded { bytes, slot: hop.slot(), flags: entry.flags() }))
 }
 
-/// Whether a packet from outside is to a public address where nobody can want it: that has no
-/// forwards, is nobody's own, and of a pool that admits answers only. And has no session.
+/// Whether a packet from outside to this address can be wanted by its session only: it has no forwards, is
+/// nobody's own, and of a pool that admits answers only.
 #[inline(always)]
-fn is_unwanted<E: Env>(env: &E, key: &FlowKey) -> bool {
-    let destination = key.tuple.dst;
+fn is_closed<E: Env>(env: &E, destination: Ip4) -> bool {
     if destination.is_never_translated() {
         return false;
     }
@@ -266,9 +270,8 @@ fn is_unwanted<E: Env>(env: &E, key: &FlowKey) -> bool {
     if address.address != destination || address.flags == 0 || address.flags & used != 0 {
         return false;
     }
-    let closed = env.pool(address.pool).is_some_and(|pool| {
+    env.pool(address.pool).is_some_and(|pool| {
         pool.mapping != pool::ENDPOINT_INDEPENDENT
             && pool.filtering == pool::ADDRESS_AND_PORT_DEPENDENT
-    });
-    closed && env.session(key).is_none()
+    })
 }

@@ -6,6 +6,7 @@ use crate::{
     flow::FlowKey,
     net::Port,
     session::{BINDING_DEAD, BindingKey, State},
+    sieve,
     stage::{end, request},
 };
 
@@ -44,7 +45,7 @@ fn session<E: Env>(env: &E, key: &FlowKey, now: u32, only_expired: bool) -> bool
         return false;
     }
     cache::forget(env, control, key, entry);
-    env.session_remove(key);
+    sieve::remove(env, key);
     end::free_port(env, key);
     true
 }

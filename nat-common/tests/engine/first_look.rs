@@ -12,6 +12,7 @@ use nat_common::{
     stage::{
         Out, Outcome, direction,
         plain::{self, First},
+        reap, request,
     },
 };
 use proptest::prelude::*;
@@ -120,6 +121,42 @@ fn only_where_nobody_can_want_it_is_an_unsolicited_packet_dropped_at_the_first_l
     assert_eq!(held, [false, false, true], "a SYN that is answered waits first");
     gateway.pool().filtering = pool::ADDRESS_DEPENDENT;
     assert!(!look(&gateway, &unsolicited()[0]), "the filtering has to be asked");
+}
+
+#[test]
+fn what_the_sieve_has_not_counted_is_looked_for_nowhere_else() {
+    let mut gateway = warm(false);
+    close(&mut gateway);
+    let look = |gateway: &Gateway| {
+        let mut frame = HostFrame::new(gateway.outside, &packets()[1].frame());
+        plain::run(&mut frame, &gateway.world)
+    };
+    assert!(matches!(look(&gateway), First::Forwarded(_)));
+    // As it never is: the session is there, and was not counted.
+    let counted = core::mem::take(&mut gateway.world.sieve);
+    gateway.world.sieve.resize_with(counted.len(), Default::default);
+    assert!(matches!(look(&gateway), First::Unsolicited(_)));
+    gateway.world.sieve = counted;
+}
+
+#[test]
+fn sessions_that_share_a_counter_of_the_sieve_do_not_hide_each_other() {
+    let mut gateway = warm(false);
+    close(&mut gateway);
+    gateway.world.sieve.truncate(1);
+    gateway.world.control.sieve_mask = 0;
+    gateway.world.sessions.borrow_mut().clear();
+    gateway.world.sieve[0].set(0);
+    for port in 1..60 {
+        gateway.sent_out(&Packet::udp((HOST, 5000 + port), DNS));
+    }
+    for port in (1..60).step_by(2) {
+        let out = key(&Packet::udp((HOST, 5000 + port), DNS));
+        assert!(reap::one(&gateway.world, request::END, &out));
+    }
+    for port in (2..60).step_by(2) {
+        gateway.sent_back(&Packet::udp(DNS, (POOL, 5000 + port)));
+    }
 }
 
 #[test]

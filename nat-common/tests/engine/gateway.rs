@@ -1,5 +1,7 @@
 //! The gateway that the tests talk to.
 
+use std::cell::Cell;
+
 use nat_common::{
     counters::Counters,
     env::Tables as _,
@@ -12,6 +14,7 @@ use nat_common::{
     parse::{Parse, parse},
     rules::{Control, Pool, address, control, pool, role},
     session::State,
+    sieve,
     stage::{Out, reap, request},
     verdict::{DropReason, Verdict},
 };
@@ -54,6 +57,23 @@ pub(crate) struct Gateway {
     pub(crate) world: World,
     pub(crate) inside: u32,
     pub(crate) outside: u32,
+}
+
+/// Whatever a test did, the sieve has counted what the session table holds.
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let world = &self.world;
+        if std::thread::panicking() || world.sieve.is_empty() || world.control.cache_mask == 0 {
+            return;
+        }
+        let mut counted = vec![0_u64; world.sieve.len()];
+        for key in world.sessions.borrow().keys() {
+            let (word, one) = sieve::share(key, &world.control).expect("there is a sieve");
+            counted[word as usize] += one;
+        }
+        let words: Vec<u64> = world.sieve.iter().map(Cell::get).collect();
+        assert_eq!(words, counted, "the sieve");
+    }
 }
 
 impl Gateway {
@@ -103,9 +123,12 @@ impl Gateway {
             timeouts,
             cache_mask: 63,
             cache_seed: [1, 2, 3, 4],
+            // With room for the fullest of all tests.
+            sieve_mask: (1 << 15) - 1,
             ..bytemuck::Zeroable::zeroed()
         };
         world.cache.resize_with(64, Default::default);
+        world.sieve.resize_with(1 << 15, Default::default);
         let usual = Pool {
             mapping: pool::ADDRESS_AND_PORT_DEPENDENT,
             fall_over: 1,

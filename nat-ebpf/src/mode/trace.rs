@@ -406,7 +406,7 @@ impl Tables for Env {
     }
 
     #[inline(always)]
-    fn session_remove(&self, key: &FlowKey) {
+    fn session_remove(&self, key: &FlowKey) -> bool {
         // Whoever removes an entry has looked at it before.
         if let Some(draft) = shared!(SESSION_DRAFTS[key] as SessionImage => Session) {
             draft.word.set(0);
@@ -416,11 +416,18 @@ impl Tables for Env {
                 note.more = u32::from(draft.flags);
             }
         }
+        true
     }
 
     /// A trace looks at the session itself, whose draft has what the cache knows of it.
     #[inline(always)]
     fn slot(&self, _index: u32) -> Option<&Slot> {
+        None
+    }
+
+    /// Nor does it count.
+    #[inline(always)]
+    fn sieve(&self, _word: u32) -> Option<&Cell<u64>> {
         None
     }
 

@@ -84,8 +84,11 @@ impl CacheReader {
             unsafe { mmap(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map.fd(), 0) };
         let start =
             start.map_err(|error| DatapathError::call("map the flow cache", error.into()))?;
-        if control.cache_mask != slots - 1 {
+        let words = sieve_words(directory)?;
+        // Kept with the maps: what they hold was placed by it.
+        if control.cache_mask != slots - 1 || control.sieve_mask != words - 1 {
             control.cache_mask = slots - 1;
+            control.sieve_mask = words - 1;
             control.cache_seed = seed().map_err(|error| {
                 DatapathError::call("get random numbers for the flow cache", error)
             })?;
@@ -110,6 +113,14 @@ impl CacheReader {
             session.word = word.with_seen(seen).0;
         }
     }
+}
+
+/// How large the pinned sieve is.
+fn sieve_words(directory: &Path) -> Result<u32, DatapathError> {
+    let path = directory.join(maps::SIEVE);
+    let info = MapInfo::from_pin(&path)
+        .map_err(|error| DatapathError::bpf(format!("open {}", path.display()), error))?;
+    Ok(info.max_entries())
 }
 
 fn seed() -> io::Result<[u32; 4]> {

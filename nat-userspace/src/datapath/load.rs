@@ -85,6 +85,7 @@ fn capacities(sessions: u32) -> BTreeMap<&'static str, u32> {
     BTreeMap::from([
         (maps::SESSIONS, pairs),
         (maps::FLOW_CACHE, maps::cache_slots(sessions)),
+        (maps::SIEVE, maps::sieve_words(sessions)),
         (maps::BINDINGS, pairs),
         (maps::PERMITS, sessions),
         (maps::HOSTS, sessions),

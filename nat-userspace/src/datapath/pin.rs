@@ -27,6 +27,7 @@ pub(super) const PINNED: &[&str] = &[
     maps::COUNTERS,
     maps::SESSIONS,
     maps::FLOW_CACHE,
+    maps::SIEVE,
     maps::BINDINGS,
     maps::PERMITS,
     maps::HOSTS,
