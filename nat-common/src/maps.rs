@@ -113,6 +113,8 @@ pub const REFUSED_PROGRAMS: &[(&str, &str)] = &[
 pub const GUARD_PROGRAM: &str = "natgw_guard";
 /// Guard on the ingress of private interfaces (tc).
 pub const INNER_GUARD_PROGRAM: &str = "natgw_inside";
+/// Behind the guards, on the host's forwarding and output (netfilter).
+pub const BACKSTOP_PROGRAM: &str = "natgw_backstop";
 /// The mark of a frame that the programs on tc send out of a public interface, by which the guard
 /// knows it. A frame that enters or leaves a network namespace has none.
 pub const SENT_MARK: u32 = 0x6e67_7731;

@@ -129,7 +129,7 @@ fn network_offset(ctx: &TcContext) -> Result<Option<usize>, i64> {
 /// A source that a rule covers, that is no address of the host, to a destination that is not
 /// exempt.
 #[inline(always)]
-fn is_protected(kernel: &Kernel, source: Ip4, destination: Ip4) -> bool {
+pub(crate) fn is_protected(kernel: &Kernel, source: Ip4, destination: Ip4) -> bool {
     if kernel.host_address(source).is_some_and(|a| a.flags & host_address::OWNED != 0) {
         return false;
     }
@@ -145,17 +145,28 @@ fn is_protected(kernel: &Kernel, source: Ip4, destination: Ip4) -> bool {
 fn quotes_protected(ctx: &TcContext, kernel: &Kernel, l3: usize, ip: &Ipv4) -> bool {
     let l4 = l3 + (ip.header_len() & 0x3c);
     let Ok(icmp) = ctx.load::<Icmp>(l4) else { return false };
-    if !matches!(
-        icmp.kind,
+    if !is_error(icmp.kind) {
+        return false;
+    }
+    let Ok(quoted) = ctx.load::<Ipv4>(l4 + size_of::<Icmp>()) else { return false };
+    tells_of_protected(kernel, ip, &quoted)
+}
+
+#[inline(always)]
+pub(crate) const fn is_error(kind: u8) -> bool {
+    matches!(
+        kind,
         Icmp::UNREACHABLE
             | Icmp::SOURCE_QUENCH
             | Icmp::REDIRECT
             | Icmp::TIME_EXCEEDED
             | Icmp::PARAMETER_PROBLEM
-    ) {
-        return false;
-    }
-    let Ok(quoted) = ctx.load::<Ipv4>(l4 + size_of::<Icmp>()) else { return false };
+    )
+}
+
+/// Of an ICMP error and what it quotes.
+#[inline(always)]
+pub(crate) fn tells_of_protected(kernel: &Kernel, ip: &Ipv4, quoted: &Ipv4) -> bool {
     let inside = |address, peer| is_protected(kernel, address, peer);
     (inside(quoted.src, quoted.dst) || inside(quoted.dst, quoted.src))
         && !inside(ip.dst, Ip4::UNSPECIFIED)
@@ -163,9 +174,14 @@ fn quotes_protected(ctx: &TcContext, kernel: &Kernel, l3: usize, ip: &Ipv4) -> b
 
 #[inline(always)]
 fn stop() -> i32 {
+    count_stopped();
+    TC_ACT_SHOT
+}
+
+#[inline(always)]
+pub(crate) fn count_stopped() {
     if let Some(counters) = COUNTERS.get_ptr_mut(0) {
         // SAFETY: the value is this CPU's own.
         unsafe { (*counters).packets_guarded += 1 };
     }
-    TC_ACT_SHOT
 }

@@ -138,6 +138,11 @@ fn with(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     sealed(frame)
 }
 
+/// The frame with so many hops to live.
+pub fn with_hops(frame: Vec<u8>, hops: u8) -> Vec<u8> {
+    with(frame, IP + 8, &[hops])
+}
+
 /// Each kind of packet that belongs to no session and may open none, or is broken, by name.
 pub fn untranslatable(path: &Path) -> Vec<(&'static str, Vec<u8>)> {
     use flag::{ACK, FIN, PSH, RST, SYN, URG};

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use nat_tests::alone::age_heartbeat;
-use nat_tests::frames::{Path, flag, mutated, untranslatable};
-use nat_tests::links::remake_public_interface;
+use nat_tests::frames::{Path, flag, mutated, untranslatable, with_hops};
+use nat_tests::links::{remake_private_interface, remake_public_interface};
 use nat_tests::stream::{Stream, echo_server};
 use nat_tests::wiring::{QUIET, SOON, Wiring, at_server};
 use nix::sys::signal::Signal;
@@ -215,14 +215,29 @@ fn detach_takes_everything_off_and_gives_the_host_back_its_settings(
 /// In no rule: what the host forwards of it shows that the way is open.
 const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 20, 0, 9);
 
+/// Deletes the public interface and makes it anew. What is recorded outside begins while it is gone.
+fn remake(lab: &Lab, wiring: Wiring) -> Result<Sniffer> {
+    let (router, interface) = lab.outside();
+    if !wiring.is_one_armed() {
+        return remake_public_interface(lab, || Sniffer::start(router, interface));
+    }
+    let mut outside = None;
+    remake_private_interface(lab, wiring.next_hop(), || {
+        outside = Some(Sniffer::start(router, interface)?);
+        Ok(())
+    })?;
+    outside.context("it was not gone")
+}
+
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn a_public_interface_made_anew_lets_no_protected_source_out(
+    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
     #[values(Daemon::Running, Daemon::Halted, Daemon::Stopped, Daemon::Killed)] daemon: Daemon,
 ) -> Result<()> {
     const ROUNDS: usize = 5;
     const STRANGERS: usize = 300;
-    let lab = lab(Wiring::TwoArmed)?;
+    let lab = lab(wiring)?;
     let names = dns::DnsServer::start(lab.server(), 53)?;
     let path = Path::outward(&lab)?;
     let stranger = Path { source: STRANGER, ..path };
@@ -249,8 +264,7 @@ fn a_public_interface_made_anew_lets_no_protected_source_out(
             anyhow::Ok(())
         });
         let round = |number| {
-            let (router, interface) = lab.outside();
-            let outside = remake_public_interface(&lab, || Sniffer::start(router, interface))?;
+            let outside = remake(&lab, wiring)?;
             outside
                 .wait_for_count(SOON, STRANGERS, |frame| frame.source() == Some(STRANGER))
                 .with_context(|| format!("the way is open, round {number}"))?;
@@ -274,6 +288,40 @@ fn a_public_interface_made_anew_lets_no_protected_source_out(
     if daemon != Daemon::Running {
         assert!(gateway.counter("packets_guarded")? + gateway.counter("drops.egress_unknown")? > 0);
     }
+    Ok(())
+}
+
+/// The host's own errors are no forwarding: they tell of whom they quote.
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn on_a_public_interface_made_anew_no_error_of_the_host_tells_of_a_protected_host(
+    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Daemon::Halted, Daemon::Stopped, Daemon::Killed)] daemon: Daemon,
+) -> Result<()> {
+    let lab = lab(wiring)?;
+    lab.gateway().sysctl("net.ipv4.icmp_ratelimit", "0")?;
+    let mut gateway = lab.start_natgw(&lab.config())?;
+    daemon.come_to_this(&mut gateway)?;
+    let outside = remake(&lab, wiring)?;
+    let to = |destination| -> Result<Path> { Ok(Path { destination, ..Path::inward(&lab)? }) };
+    let (protected, stranger) = (to(client_address(1))?, to(STRANGER)?);
+    let frames: Vec<_> = (7000..7010)
+        .map(|port| protected.udp(9, port, b"to nobody"))
+        .chain([stranger.udp(9, 7010, b"to nobody")])
+        .map(|frame| with_hops(frame, 1))
+        .collect();
+    let (router, interface) = lab.outside();
+    send_frames(router, interface, &frames)?;
+    let expired = |frame: &Frame| {
+        !frame.outgoing
+            && frame.protocol() == Some(1)
+            && frame.ipv4().is_some_and(|packet| {
+                packet.get(20) == Some(&11) && packet.get(44..48) == Some(&STRANGER.octets())
+            })
+    };
+    outside.wait_for(SOON, expired).context("errors about strangers leave, after all others")?;
+    let leaks = leaks(&lab, outside.stop()?)?;
+    assert!(leaks.is_empty(), "{} leaks, first {:02x?}", leaks.len(), leaks[0].bytes);
     Ok(())
 }
 

@@ -52,6 +52,8 @@ fn programs_of(kernel: &Kernel, known: &BTreeSet<u32>) -> Result<BTreeMap<u32, (
 /// Programs of this process's own gateway, by part.
 fn walked() -> Result<[BTreeMap<String, u32>; 3]> {
     let mut kernel = Kernel::start(Arms::Two, "", &rules(""), 1024)?;
+    // Not on kernels before 6.4.
+    let has_backstop = kernel.datapath.attach_backstop().is_ok();
     let dataplane = programs_of(&kernel, &BTreeSet::new())?;
     let mut known: BTreeSet<u32> = dataplane.keys().copied().collect();
     kernel.datapath.load_tc()?;
@@ -59,7 +61,10 @@ fn walked() -> Result<[BTreeMap<String, u32>; 3]> {
     known.extend(tc.keys());
     let _tracer = kernel.datapath.tracer().load()?;
     let tracer = programs_of(&kernel, &known)?;
-    Ok([dataplane, tc, tracer].map(|programs| programs.into_values().collect()))
+    let walked = [dataplane, tc, tracer].map(|programs| programs.into_values().collect());
+    let [dataplane, ..]: &[BTreeMap<String, u32>; 3] = &walked;
+    assert_eq!(has_backstop, dataplane.contains_key(cut(maps::BACKSTOP_PROGRAM)));
+    Ok(walked)
 }
 
 #[test]

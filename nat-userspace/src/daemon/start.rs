@@ -102,6 +102,9 @@ impl Gateway {
         let names: Vec<String> =
             self.config.interfaces().into_iter().map(|(name, _)| name.to_owned()).collect();
         self.write_other_links();
+        if let Err(error) = self.datapath.attach_backstop() {
+            log::info!("no backstop behind the guards (it needs Linux 6.4 or later): {error}");
+        }
         for name in &names {
             self.prepare(name)?;
         }

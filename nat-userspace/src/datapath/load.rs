@@ -23,7 +23,8 @@ use super::{
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 /// The object that the build script made; empty where it was told to skip.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-dataplane"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-dataplane"));
 
 /// The same programs for tc.
 static TC_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-tc"));

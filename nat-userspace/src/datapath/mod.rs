@@ -4,6 +4,7 @@
 //! killing its process, changes nothing on the wire; [`detach_all`] is the way to take it off.
 
 mod attach;
+mod backstop;
 mod batch;
 mod bpffs;
 mod btf;
@@ -244,6 +245,15 @@ impl Datapath {
         tc::attach(program, place, &self.pins, &self.name, ifindex, interface)?;
         self.guarded.insert((guard, interface.to_owned()));
         Ok(())
+    }
+
+    /// Puts the backstop behind the guards, in this thread's network namespace, and takes an earlier
+    /// process's away: it holds where an interface has no guard of its own yet.
+    ///
+    /// # Errors
+    /// Where the kernel has no netfilter programs (before 6.4). An earlier one stays.
+    pub fn attach_backstop(&self) -> Result<()> {
+        backstop::attach(load::OBJECT, &self.pins)
     }
 
     /// Takes the entry program off an interface; sessions stay.

@@ -64,6 +64,9 @@ pub(super) const TC_LINK: &str = "link-tc-";
 /// An entry program attached by netlink, before TCX: its name carries the interface's.
 pub(super) const TC_FILTER: &str = "tc-filter-";
 pub(super) const XDP_LINK: &str = "link-xdp-";
+/// The backstop's; one that is about to take its place has an ending.
+pub(super) const BACKSTOP_LINK: &str = "link-backstop-";
+const NEXT: &str = "-next";
 
 /// The two guards of the guarantee, each a tc program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +99,33 @@ impl Guard {
         match self {
             Self::Outer => "guard-filter-",
             Self::Inner => "inside-filter-",
+        }
+    }
+}
+
+/// Where the backstop hangs: the hooks of netfilter for IPv4, by the kernel's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// What the host forwards.
+    Forward,
+    /// What the host sends.
+    Output,
+}
+
+impl Hook {
+    pub(super) const BOTH: [Self; 2] = [Self::Forward, Self::Output];
+
+    pub(super) const fn number(self) -> u32 {
+        match self {
+            Self::Forward => 2,
+            Self::Output => 3,
+        }
+    }
+
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Output => "output",
         }
     }
 }
@@ -210,6 +240,14 @@ impl PinDirectory {
 
     pub(super) fn guard_filter(&self, guard: Guard, interface: &str) -> PathBuf {
         self.path.join(pin_name(guard.filter(), interface))
+    }
+
+    pub(super) fn backstop_link(&self, hook: Hook) -> PathBuf {
+        self.path.join(format!("{BACKSTOP_LINK}{}", hook.word()))
+    }
+
+    pub(super) fn next_backstop_link(&self, hook: Hook) -> PathBuf {
+        self.path.join(format!("{BACKSTOP_LINK}{}{NEXT}", hook.word()))
     }
 
     pub(super) fn stages(&self, generation: u32) -> PathBuf {
@@ -366,6 +404,10 @@ impl PinDirectory {
             for interface in self.guard_interfaces(guard)? {
                 keep(tc::detach(Place::Guard(guard), self, name, &interface));
             }
+        }
+        for hook in Hook::BOTH {
+            keep(remove_link(&self.backstop_link(hook)));
+            keep(remove_link(&self.next_backstop_link(hook)));
         }
         for entry in entries(&self.path)? {
             keep(remove(&self.path.join(entry)));

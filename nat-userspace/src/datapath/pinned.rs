@@ -6,7 +6,7 @@ use nat_common::maps::LAYOUT;
 
 use super::{
     bpffs,
-    pin::{DOT, Guard, TC_FILTER, TC_LINK, XDP_LINK},
+    pin::{BACKSTOP_LINK, DOT, Guard, TC_FILTER, TC_LINK, XDP_LINK},
 };
 
 /// Names of what is there; nothing of it is opened.
@@ -18,6 +18,8 @@ pub struct Pinned {
     pub programs: BTreeSet<String>,
     /// Interfaces with a guard of this version's layout.
     pub guards: BTreeSet<String>,
+    /// Behind them, for interfaces that nobody knows yet.
+    pub backstop: bool,
 }
 
 impl Pinned {
@@ -41,6 +43,7 @@ impl Pinned {
         self.programs.extend(on(&[XDP_LINK, TC_LINK, TC_FILTER]));
         // The inner guard stands on interfaces of its own and is asked for nowhere.
         self.guards.extend(on(&[Guard::Outer.link(), Guard::Outer.filter()]));
+        self.backstop |= pin.starts_with(BACKSTOP_LINK);
     }
 }
 
@@ -77,6 +80,9 @@ mod tests {
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         assert_eq!(pinned.programs, set(&["eth-1", "eth0.7", "eth3"]));
         assert_eq!(pinned.guards, set(&["eth0", "eth2"]));
+        assert!(!pinned.backstop);
+        pinned.note("link-backstop-forward");
+        assert!(pinned.backstop);
     }
 
     #[test]

@@ -1,14 +1,17 @@
-//! The bpf(2) calls that aya does not wrap: reading a map in batches, and asking a link for its
-//! interface. Everything else goes through aya.
+//! The bpf(2) calls that aya does not wrap: reading a map in batches, asking a link for its
+//! interface, netfilter programs. Everything else goes through aya.
 
 use std::{
+    ffi::{CStr, CString},
     io, mem,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     os::unix::ffi::OsStrExt as _,
     path::Path,
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+use aya_obj::generated::{
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_prog_type,
+};
 
 /// One `BPF_MAP_LOOKUP_BATCH` (Linux 5.6).
 ///
@@ -53,13 +56,84 @@ pub(super) struct LinkTarget {
 }
 
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: all fields are integers.
     let mut attr: bpf_attr = unsafe { mem::zeroed() };
     // SAFETY: member of BPF_OBJ_GET.
     let object = unsafe { &mut attr.__bindgen_anon_4 };
     object.pathname = path.as_ptr() as u64;
-    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    made(bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?)
+}
+
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: all fields are integers.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: member of BPF_OBJ_PIN.
+    let pinned = unsafe { &mut attr.__bindgen_anon_4 };
+    pinned.pathname = path.as_ptr() as u64;
+    pinned.bpf_fd = object.as_raw_fd().cast_unsigned();
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Writes the one element of an array map, whose value is as long as `value`.
+pub(super) fn fill(map: BorrowedFd<'_>, value: &[u8]) -> io::Result<()> {
+    let key = 0_u32;
+    // SAFETY: all fields are integers.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: member of BPF_MAP_UPDATE_ELEM.
+    let element = unsafe { &mut attr.__bindgen_anon_2 };
+    element.map_fd = map.as_raw_fd().cast_unsigned();
+    element.key = (&raw const key) as u64;
+    element.__bindgen_anon_1.value = value.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Loads a netfilter program (Linux 6.4).
+pub(super) fn load_netfilter(
+    name: &str,
+    instructions: &[bpf_insn],
+    license: &CStr,
+) -> io::Result<OwnedFd> {
+    // SAFETY: all fields are integers.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: member of BPF_PROG_LOAD.
+    let program = unsafe { &mut attr.__bindgen_anon_3 };
+    program.prog_type = bpf_prog_type::BPF_PROG_TYPE_NETFILTER as u32;
+    program.expected_attach_type = bpf_attach_type::BPF_NETFILTER as u32;
+    program.insns = instructions.as_ptr() as u64;
+    program.insn_cnt = u32::try_from(instructions.len()).unwrap_or(u32::MAX);
+    program.license = license.as_ptr() as u64;
+    // The last byte stays zero.
+    let room = program.prog_name.len() - 1;
+    for (to, from) in program.prog_name[..room].iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    made(bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?)
+}
+
+/// Attaches a netfilter program to a hook of IPv4 in this thread's network namespace.
+pub(super) fn link_netfilter(
+    program: BorrowedFd<'_>,
+    hook: u32,
+    priority: i32,
+) -> io::Result<OwnedFd> {
+    const NFPROTO_IPV4: u32 = 2;
+    // SAFETY: all fields are integers.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: member of BPF_LINK_CREATE.
+    let link = unsafe { &mut attr.link_create };
+    link.__bindgen_anon_1.prog_fd = program.as_raw_fd().cast_unsigned();
+    link.attach_type = bpf_attach_type::BPF_NETFILTER as u32;
+    // SAFETY: the member that belongs to this type of link.
+    let netfilter = unsafe { &mut link.__bindgen_anon_3.netfilter };
+    netfilter.pf = NFPROTO_IPV4;
+    netfilter.hooknum = hook;
+    netfilter.priority = priority;
+    made(bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?)
+}
+
+fn made(fd: i32) -> io::Result<OwnedFd> {
     // SAFETY: the kernel made the descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -151,6 +151,21 @@ fn running(status: &Status, pinned: Option<&Pinned>) -> Vec<Finding> {
             ));
         }
     }
+    let one_armed = status.interfaces.iter().find(|interface| interface.role == Role::Both);
+    if let Some(interface) = one_armed
+        && pinned.is_some_and(|pinned| !pinned.backstop)
+    {
+        findings.push(Finding::note(
+            Check::Guard,
+            format!(
+                "{0} is both sides, and nothing guards it between its deletion and the moment when \
+                 the gateway follows it, should another {0} be made",
+                interface.name
+            ),
+            "Linux 6.4 or later, with CONFIG_NETFILTER_BPF_LINK, closes the gap; so does a host that \
+             does not forward by itself (net.ipv4.ip_forward = 0)",
+        ));
+    }
     for address in &status.addresses {
         let note = address.note.clone().unwrap_or_default();
         if matches!(address.state, AddressState::Lost | AddressState::Failed) {
@@ -254,7 +269,8 @@ mod tests {
 
     fn pinned(programs: &[&str], guards: &[&str], layouts: &[&str]) -> Option<Pinned> {
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Some(Pinned { layouts: set(layouts), programs: set(programs), guards: set(guards) })
+        let (layouts, programs, guards) = (set(layouts), set(programs), set(guards));
+        Some(Pinned { layouts, programs, guards, backstop: true })
     }
 
     fn found(answer: Answer, pinned: Option<Pinned>, state_file: bool) -> Vec<(Check, Level)> {
@@ -287,6 +303,23 @@ mod tests {
                 (Check::AddressState, Level::Error),
             ]
         );
+    }
+
+    #[test]
+    fn one_interface_for_both_sides_without_a_backstop_is_told() {
+        let mut there = pinned(&["eth0"], &["eth0"], &[&own_layout()]);
+        let told = |role, pinned: &Option<Pinned>| {
+            let mut status = status();
+            status.interfaces.truncate(1);
+            status.interfaces[0].role = role;
+            found(Answer::Running(Box::new(status)), pinned.clone(), true)
+        };
+        assert_eq!(told(Role::Both, &there), []);
+        if let Some(pinned) = &mut there {
+            pinned.backstop = false;
+        }
+        assert_eq!(told(Role::Both, &there), [(Check::Guard, Level::Note)]);
+        assert_eq!(told(Role::Public, &there), []);
     }
 
     #[test]
