@@ -22,6 +22,8 @@ use crate::{
 
 /// How long a running daemon may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one that holds the lock and does not seem to may be about to end.
+const ENDING: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A running daemon of the name is told to end (SIGTERM) first. Doing it twice is no error.
@@ -78,7 +80,7 @@ pub(super) fn remove_everything(
 
 /// The name's lock, after the daemon that holds it has ended.
 fn claim(state_dir: &Path, name: &str) -> Result<Instance> {
-    let deadline = Instant::now() + PATIENCE;
+    let started = Instant::now();
     let mut told = None;
     loop {
         let pid = match Instance::claim(state_dir, name) {
@@ -86,16 +88,23 @@ fn claim(state_dir: &Path, name: &str) -> Result<Instance> {
             Err(InstanceError::Running { pid, .. }) => pid,
             Err(error) => return Err(error.into()),
         };
-        let pid = holder(&pid, &lock_path(state_dir, name)).with_context(|| {
-            format!("gateway \"{name}\" is running and cannot be told to end; stop it, then detach")
-        })?;
-        if told != Some(pid) {
-            kill(pid, Signal::SIGTERM).with_context(|| {
-                format!("cannot stop the running gateway (process {pid}); run as root")
-            })?;
-            told = Some(pid);
+        match holder(&pid, &lock_path(state_dir, name)) {
+            Ok(pid) if told == Some(pid) => {}
+            Ok(pid) => {
+                kill(pid, Signal::SIGTERM).with_context(|| {
+                    format!("cannot stop the running gateway (process {pid}); run as root")
+                })?;
+                told = Some(pid);
+            }
+            // A process that ends shows no files any more, and a moment later it lets go of them.
+            Err(_) if told.is_some() || started.elapsed() < ENDING => {}
+            Err(error) => {
+                return Err(error.context(format!(
+                    "gateway \"{name}\" is running and cannot be told to end; stop it, then detach"
+                )));
+            }
         }
-        if Instant::now() >= deadline {
+        if started.elapsed() >= PATIENCE {
             bail!("the running gateway (process {pid}) does not end; kill it, then detach again");
         }
         thread::sleep(LOOK_AGAIN);
@@ -146,6 +155,20 @@ mod tests {
         detach(&options).expect("nothing to do");
         detach(&options).expect("nothing to do again");
         assert!(!options.state_dir.exists());
+    }
+
+    #[test]
+    fn a_gateway_that_is_about_to_end_is_waited_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let instance = Instance::claim(directory.path(), "gw").expect("the lock");
+        // As of a process that ends: it has the lock, and nobody sees that it has it open.
+        fs::write(lock_path(directory.path(), "gw"), "1").expect("another holder");
+        let ending = thread::spawn(move || {
+            thread::sleep(5 * LOOK_AGAIN);
+            drop(instance);
+        });
+        claim(directory.path(), "gw").expect("the lock, when it is free");
+        ending.join().expect("no panic");
     }
 
     #[test]
