@@ -16,10 +16,13 @@ for link in out0 out1 in0 in1; do ip link set "$link" up; done
 ip address add 198.51.100.2/24 dev out0
 ip address add 10.0.1.1/24 dev in0
 
+# Not those that shadow-utils keep of the accounts, and not the note of when units were read, which
+# systemd-analyze writes below.
 files() {
     find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /var/lib/dpkg \
         -o -path /var/lib/apt -o -path /var/log -o -path /var/cache \) -prune -o -print \
-        | grep -v '^/etc/\(passwd\|group\|shadow\|gshadow\|subuid\|subgid\)-$' | sort
+        | grep -v '^/etc/\(passwd\|group\|shadow\|gshadow\|subuid\|subgid\)-$' \
+        | grep -v '^/run/systemd/systemd-units-load$' | sort
 }
 files > /tmp/before
 cat /etc/passwd /etc/group > /tmp/accounts-before
