@@ -12,7 +12,7 @@
 //! is writing. What is added to a slot is added atomically; a packet that is counted in the very moment in
 //! which another flow takes the slot counts for that one, nothing is lost.
 
-use core::cell::Cell;
+use core::{cell::Cell, hint::black_box};
 
 use crate::{
     env::Env,
@@ -30,7 +30,7 @@ pub struct Slot {
     /// Addresses, then ports and checksum deltas.
     rewrite: [Cell<u64>; 2],
     next_hop: Cell<u64>,
-    /// Epoch (low 32 bits), MTU (16), session flags (8), state (8). 0: free.
+    /// Epoch (low 32 bits), MTU (16), session flags (8), state (7), [`SPILLED`]. 0 without that: free.
     terms: Cell<u64>,
     seal: Cell<u32>,
     seen: Cell<u32>,
@@ -55,15 +55,20 @@ const MIX: [u64; 6] = [
     0x510e_527f_ade6_82d1,
     0x9b05_688c_2b3e_6c1f,
 ];
+/// In the terms of a slot: some key whose first way this is may be in its third or fourth. Stays when the
+/// slot is taken by another.
+const SPILLED: u64 = 1 << 63;
 /// One in so many packets may take a slot from a flow that uses it.
 const TURN: u64 = 63;
 
-/// Where a key's slot is: its first way; the second is the other slot of the pair.
+/// Where a key's slot is: its first way; the second is the other slot of the pair, the third and fourth
+/// are a pair elsewhere in the same page of memory, which is cheaper to reach than any other.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     words: [u64; 2],
     hash: u64,
     index: u32,
+    mask: u32,
 }
 
 /// What a believed slot says, in the words in which it is kept.
@@ -184,7 +189,8 @@ impl Place {
         let high = (words[1] ^ pair(c, d)).wrapping_mul(MIX[1]);
         let mixed = (low ^ (low >> 32)).wrapping_add(high ^ (high >> 29)).wrapping_mul(MIX[2]);
         let hash = mixed ^ (mixed >> 32);
-        Some(Self { words, hash, index: hash as u32 & control.cache_mask })
+        let mask = control.cache_mask;
+        Some(Self { words, hash, index: hash as u32 & mask, mask })
     }
 
     #[inline(always)]
@@ -201,9 +207,18 @@ impl Place {
     }
 
     /// The slots that may hold the key.
+    #[inline(always)]
     #[must_use]
-    pub const fn ways(&self) -> [u32; 2] {
-        [self.index, self.index ^ 1]
+    pub const fn ways(&self) -> [u32; 4] {
+        let third = self.third();
+        [self.index, self.index ^ 1, third, third ^ 1]
+    }
+
+    #[inline(always)]
+    const fn third(&self) -> u32 {
+        // Odd, so never the pair itself.
+        let pairs = (self.hash >> 59) as u32 | 1;
+        self.index ^ ((pairs << 1) & self.mask)
     }
 
     #[inline(always)]
@@ -238,7 +253,7 @@ impl Slot {
     pub fn entry(&self, place: &Place) -> Option<Entry> {
         let (rewrite, next_hop) =
             ([self.rewrite[0].get(), self.rewrite[1].get()], self.next_hop.get());
-        let terms = self.terms.get();
+        let terms = self.terms.get() & !SPILLED;
         if self.seal.get() != place.seal(rewrite, next_hop, terms) {
             return None;
         }
@@ -266,6 +281,17 @@ impl Slot {
         E::add(&self.tally, u64::from(packets) << BYTES | u64::from(bytes));
     }
 
+    /// How good the slot is for another flow. 2: it has none; 1: its flow has not been seen for a second.
+    #[inline(always)]
+    fn merit(&self, control: &Control, epoch: u32, now: u32) -> u32 {
+        let terms = self.terms.get() & !SPILLED;
+        if terms == 0 || terms as u32 != epoch {
+            2
+        } else {
+            u32::from(now.wrapping_sub(self.seen.get()) > control.hz)
+        }
+    }
+
     /// Gives the session what the slot has taken for it.
     #[inline(always)]
     fn settle<E: Env>(&self, session: &Session) {
@@ -288,11 +314,25 @@ impl Slot {
 /// The slot of the key.
 #[inline(always)]
 pub fn find<'a, E: Env>(env: &'a E, place: &Place) -> Option<&'a Slot> {
-    let slot = env.slot(place.index)?;
-    if slot.holds(place) {
-        return Some(slot);
+    let first = env.slot(place.index)?;
+    if first.holds(place) {
+        return Some(first);
     }
-    env.slot(place.index ^ 1).filter(|slot| slot.holds(place))
+    let mut index = place.index ^ 1;
+    if !env.slot(index)?.holds(place) {
+        if first.terms.get() & SPILLED == 0 {
+            return None;
+        }
+        index = place.third();
+        if !env.slot(index)?.holds(place) {
+            index ^= 1;
+            if !env.slot(index)?.holds(place) {
+                return None;
+            }
+        }
+    }
+    // Looked up again by a number that is opaque, so that the verifier walks what follows once.
+    env.slot(black_box(index))
 }
 
 /// Brings the session up to date with what the cache has taken for it.
@@ -325,7 +365,7 @@ pub fn distrust<E: Env>(env: &E, control: &Control, key: &FlowKey) {
     if let Some(place) = Place::of(key, control)
         && let Some(slot) = find(env, &place)
     {
-        E::and(&slot.terms, 0);
+        E::and(&slot.terms, SPILLED);
     }
 }
 
@@ -336,36 +376,50 @@ pub fn forget<E: Env>(env: &E, control: &Control, key: &FlowKey, session: &Sessi
         && let Some(slot) = find(env, &place)
     {
         // By an atomic operation, as everything that comes before or after a change of state.
-        E::and(&slot.terms, 0);
+        E::and(&slot.terms, SPILLED);
         slot.settle::<E>(session);
     }
+}
+
+/// The slot that the key has or may have, if there is one.
+#[inline(always)]
+fn way<E: Env>(
+    env: &E,
+    control: &Control,
+    place: &Place,
+    session: &Session,
+    epoch: u32,
+    now: u32,
+) -> Option<u32> {
+    let [first, _, third, _] = place.ways();
+    // The best so far, and how good it is: another's, idle, free.
+    let (mut best, mut merit) = (first, 0);
+    for way in place.ways() {
+        let slot = env.slot(way)?;
+        if slot.holds(place) {
+            return Some(way);
+        }
+        let its = slot.merit(control, epoch, now);
+        if its > merit {
+            (best, merit) = (way, its);
+        }
+    }
+    if merit > 0 {
+        if best | 1 == third | 1 {
+            E::or(&env.slot(first)?.terms, SPILLED);
+        }
+        return Some(best);
+    }
+    // Whoever sends much gets a slot from someone who sends little, in the end.
+    (session.packets.get() & TURN == 0).then_some(first)
 }
 
 /// Enters a session that has just translated a packet, if there is a slot to be had for it.
 #[inline(always)]
 pub fn enter<E: Env>(env: &E, control: &Control, place: &Place, session: &Session, now: u32) {
-    let Some(first) = env.slot(place.index) else { return };
-    let Some(second) = env.slot(place.index ^ 1) else { return };
     let epoch = session.epoch.get();
-    let idle = |slot: &Slot| {
-        let terms = slot.terms.get();
-        terms == 0 || terms as u32 != epoch || now.wrapping_sub(slot.seen.get()) > control.hz
-    };
-    let slot = if first.holds(place) {
-        first
-    } else if second.holds(place) {
-        second
-    } else if idle(first) {
-        first
-    } else if idle(second) {
-        second
-    } else if session.packets.get() & TURN == 0 {
-        // Whoever sends much gets a slot from someone who sends little, in the end.
-        first
-    } else {
-        return;
-    };
-
+    let Some(way) = way(env, control, place, session, epoch, now) else { return };
+    let Some(slot) = env.slot(black_box(way)) else { return };
     let word = session.word();
     let rewrite = [
         pair(session.tuple.src.raw(), session.tuple.dst.raw()),
@@ -385,7 +439,7 @@ pub fn enter<E: Env>(env: &E, control: &Control, place: &Place, session: &Sessio
             slot.settle::<E>(before);
         }
     }
-    E::and(&slot.terms, 0);
+    E::and(&slot.terms, SPILLED);
     slot.key[0].set(place.words[0]);
     slot.key[1].set(place.words[1]);
     slot.rewrite[0].set(rewrite[0]);
@@ -401,6 +455,17 @@ pub fn enter<E: Env>(env: &E, control: &Control, place: &Place, session: &Sessio
     // looks for the slot after the change, and here the change is looked for after the slot.
     let after = Word(E::or(&session.word, 0));
     if after.with_seen(0) != word.with_seen(0) || session.epoch.get() != epoch {
-        E::and(&slot.terms, 0);
+        E::and(&slot.terms, SPILLED);
+    }
+    // Another CPU may have entered the same session in another slot at the same time: whoever looks for it
+    // would find one of them only. Each takes back what the other did, or one does.
+    for other in place.ways() {
+        if other != way
+            && let Some(slot) = env.slot(other)
+            && slot.holds(place)
+        {
+            E::and(&slot.terms, SPILLED);
+            slot.settle::<E>(session);
+        }
     }
 }

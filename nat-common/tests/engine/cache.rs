@@ -157,6 +157,50 @@ fn flows_that_share_a_slot_are_each_translated_and_counted_right() {
 }
 
 #[test]
+fn a_flow_whose_pair_is_taken_has_a_slot_elsewhere_and_leaves_it_when_it_ends() {
+    // Two pairs for four flows: whichever pair is theirs, all of them find a slot.
+    let gateway = with_slots(4);
+    let flows: Vec<Packet> =
+        (0..4).map(|flow| Packet::udp((HOST, 5000 + flow), (REMOTE, 53))).collect();
+    for flow in &flows {
+        gateway.sent_out(flow);
+        gateway.sent_out(flow);
+    }
+    let before: Vec<_> = flows.iter().map(|flow| stored(&gateway, flow)).collect();
+    for flow in &flows {
+        gateway.sent_out(flow);
+    }
+    let after: Vec<_> = flows.iter().map(|flow| stored(&gateway, flow)).collect();
+    assert_eq!(after, before, "the cache took one packet of each");
+    for flow in &flows {
+        assert_eq!(settled(&gateway, flow).0, 3);
+        assert!(reap::one(&gateway.world, request::END, &key(flow)));
+    }
+    // What is left in the slots is nobody's: each begins anew.
+    for flow in &flows {
+        gateway.sent_out(flow);
+        assert_eq!(settled(&gateway, flow).0, 1);
+    }
+}
+
+#[test]
+fn a_free_slot_is_preferred_to_one_whose_flow_is_idle() {
+    let mut gateway = with_slots(4);
+    let flow = |number: u16| Packet::udp((HOST, 5000 + number), (REMOTE, 53));
+    for number in 0..4 {
+        gateway.sent_out(&flow(number));
+        gateway.sent_out(&flow(number));
+        gateway.pass(2 * HZ);
+    }
+    let before: Vec<_> = (0..4).map(|number| stored(&gateway, &flow(number))).collect();
+    for number in 0..4 {
+        gateway.sent_out(&flow(number));
+    }
+    let after: Vec<_> = (0..4).map(|number| stored(&gateway, &flow(number))).collect();
+    assert_eq!(after, before, "all four are still in the cache");
+}
+
+#[test]
 fn a_change_of_configuration_is_obeyed_by_cached_flows_at_once() {
     let mut gateway = with_slots(64);
     for _ in 0..3 {
