@@ -19,6 +19,7 @@ mod figures;
 mod goodput;
 mod hostile;
 mod latency;
+mod line;
 mod load;
 mod memory;
 mod namespace;

@@ -72,6 +72,7 @@ pub(super) struct Settings {
     pub expected_source: u32,
     pub service_only: u32,
     pub verify: u32,
+    pub lines: u32,
 }
 
 impl Settings {
@@ -134,8 +135,15 @@ pub(super) struct Load {
 
 impl Load {
     pub(super) fn new(object: &[u8]) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().load(object).context("load the bench's BPF object")?;
-        for name in ["generate", "rebuild", "stub", "floor", "sink"] {
+        Self::with_lines(object, 1)
+    }
+
+    /// With so many cache lines for the program `touch`.
+    pub(super) fn with_lines(object: &[u8], lines: u32) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("LINES", lines);
+        let mut ebpf = loader.load(object).context("load the bench's BPF object")?;
+        for name in ["generate", "rebuild", "stub", "floor", "sink", "touch"] {
             xdp(&mut ebpf, name)?.load().with_context(|| format!("load program {name}"))?;
         }
         classifier(&mut ebpf)?.load().context("load program sink_tc")?;

@@ -9,6 +9,7 @@ use aya::programs::{ProgramFd, loaded_programs};
 
 use super::{
     context::Context,
+    line,
     load::{Blend, Load, Order, Traffic},
     namespace::{self, Namespace},
     report::{Chart, Point, Report, Row},
@@ -22,7 +23,7 @@ const TITLE: &str = "the program alone (repeat mode, wrapper subtracted)";
 pub(super) const XDP_DROP: u32 = 1;
 pub(super) const XDP_REDIRECT: u32 = 4;
 
-const REPEAT: u32 = 1_000_000;
+pub(super) const REPEAT: u32 = 1_000_000;
 /// New sessions of one measurement.
 const NEW: u32 = 150_000;
 /// Sessions, and the figure that says what a packet costs among them.
@@ -113,9 +114,15 @@ fn measure_among(
     figure: Option<&str>,
 ) -> Result<()> {
     let title = format!("{TITLE}, {flows} sessions");
+    let bound = line::measure(context, report, flows)?;
+    if let Some(bound) = bound {
+        push_value(report, &title, "floor: one line of memory a packet", bound);
+    }
     let mut subject = Subject::start(Kind::NatgwNative, context, &[context.cpu], flows)?;
-    subject.establish(Traffic::UdpOut, 0, flows)?;
-    subject.establish(Traffic::UdpIn, 0, flows)?;
+    // Two packets each way: established is what has had its first packets.
+    for traffic in [Traffic::UdpOut, Traffic::UdpIn, Traffic::UdpOut, Traffic::UdpIn] {
+        subject.establish(traffic, 0, flows)?;
+    }
     for path in [BOTH, ZIPF] {
         let costs = established(context, &mut subject, &path, flows)?;
         if let Some(nanoseconds) = push(report, &title, path.name, costs) {
@@ -204,6 +211,12 @@ impl<'a> Caller<'a> {
         Ok(Self { load: subject.load_mut(), gateway, ingress })
     }
 
+    /// The same with another load than the subject's.
+    pub(super) fn of(load: &'a mut Load, subject: &Subject, interface: &str) -> Result<Self> {
+        let ingress = interface_index(&subject.topology().gateway, interface)?;
+        Ok(Self { load, gateway: subject.topology().gateway.file()?, ingress })
+    }
+
     /// Nanoseconds of the wrapper with an empty program behind it.
     pub(super) fn empty(&mut self, repeat: u32) -> Result<f64> {
         let stub = self.load.own("stub")?;
@@ -237,6 +250,11 @@ pub(super) fn attached(namespace: &Namespace, interface: &str) -> Result<Program
 
 fn push(report: &mut Report, title: &str, subject: &str, costs: Vec<f64>) -> Option<Spread> {
     let value = Spread::of(costs)?;
+    push_value(report, title, subject, value);
+    Some(value)
+}
+
+fn push_value(report: &mut Report, title: &str, subject: &str, value: Spread) {
     report.rows.push(Row {
         bench: title.to_owned(),
         subject: subject.to_owned(),
@@ -245,5 +263,4 @@ fn push(report: &mut Report, title: &str, subject: &str, costs: Vec<f64>) -> Opt
         vs_nft: None,
         lost: None,
     });
-    Some(value)
 }

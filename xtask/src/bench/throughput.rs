@@ -41,6 +41,8 @@ fn one_core(context: &Context, report: &mut Report, flows: u32, length: u32) -> 
             continue;
         }
         let mut subject = Subject::start(kind, context, &[context.cpu], flows)?;
+        // Established is what has had its first packets.
+        subject.establish(Traffic::UdpOut, 0, flows)?;
         subject.establish(Traffic::UdpOut, 0, flows)?;
         subject.use_length(length);
         subject.prepare(Traffic::UdpOut, 0, flows, Order::Uniform)?;
