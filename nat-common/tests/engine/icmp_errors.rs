@@ -104,6 +104,27 @@ fn an_error_from_inside_leaves_with_the_public_addresses_in_and_outside_the_quot
     }
 }
 
+/// The quoted sender is who an error is for.
+#[test]
+fn an_error_that_quotes_a_packet_of_another_than_it_is_sent_to_is_forged() {
+    for gateway in Gateway::both() {
+        for request in requests() {
+            let public = gateway.sent_out(&request).source();
+            let (reply, elsewhere) = match request.protocol() {
+                17 => (Packet::udp((REMOTE, 53), public), Packet::udp((REMOTE, 53), (HOST, 5000))),
+                6 => (
+                    Packet::tcp((REMOTE, 80), public, SYN | 16),
+                    Packet::tcp((REMOTE, 80), (HOST, 5000), SYN | 16),
+                ),
+                _ => (Packet::pong(REMOTE, public), Packet::pong(REMOTE, (HOST, 5000))),
+            };
+            gateway.sent_back(&reply);
+            let error = Packet::error(HOST, ROUTER, 3, 3, &elsewhere.packet(), 500);
+            assert_eq!(gateway.refused_out(&error), DropReason::IcmpNoSession);
+        }
+    }
+}
+
 #[test]
 fn an_error_from_a_router_inside_comes_from_the_public_address_outside() {
     let gateway = Gateway::two_armed();
