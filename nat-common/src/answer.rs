@@ -25,22 +25,9 @@ const QUOTE_WORDS: usize = 17;
 /// 65,536 packets, so small packets are summed up before they are accused.
 #[inline(always)]
 pub fn has_partial_checksum<P: Packet>(packet: &mut P, parsed: &Parsed) -> bool {
-    let payload = (parsed.length as usize).saturating_sub(parsed.l4 - parsed.l3);
-    let at = match parsed.kind {
-        Kind::Tcp => parsed.l4 + Tcp::CHECKSUM,
-        Kind::Udp => parsed.l4 + Udp::CHECKSUM,
-        _ => return false,
-    };
-    if parsed.fragment != Fragment::Whole {
-        return false;
-    }
-    let Some(field) = packet.get::<[u8; 2]>(at).copied() else { return false };
-    let pseudo = Sum::ZERO
-        .add4(parsed.ip.src.octets())
-        .add4(parsed.ip.dst.octets())
-        .add([0, parsed.ip.protocol])
-        .add((payload as u16).to_be_bytes());
-    if field != pseudo.folded() || field == [0, 0] || packet.is_pending(at) {
+    let Some((at, pseudo)) = looks_partial(packet, parsed) else { return false };
+    let payload = payload(parsed);
+    if packet.is_pending(at) {
         return false;
     }
     // Sum of everything with the field in place: valid means it was a coincidence.
@@ -62,6 +49,32 @@ pub fn has_partial_checksum<P: Packet>(packet: &mut P, parsed: &Parsed) -> bool 
         }
     }
     !sum.is_valid()
+}
+
+/// Bytes behind the IP header.
+#[inline(always)]
+const fn payload(parsed: &Parsed) -> usize {
+    (parsed.length as usize).saturating_sub(parsed.l4 - parsed.l3)
+}
+
+/// Where the checksum stands, and the pseudo-header's sum, if they are equal.
+#[inline(always)]
+pub fn looks_partial<P: Packet>(packet: &mut P, parsed: &Parsed) -> Option<(usize, Sum)> {
+    let at = match parsed.kind {
+        Kind::Tcp => parsed.l4 + Tcp::CHECKSUM,
+        Kind::Udp => parsed.l4 + Udp::CHECKSUM,
+        _ => return None,
+    };
+    if parsed.fragment != Fragment::Whole {
+        return None;
+    }
+    let field = packet.get::<[u8; 2]>(at).copied()?;
+    let pseudo = Sum::ZERO
+        .add4(parsed.ip.src.octets())
+        .add4(parsed.ip.dst.octets())
+        .add([0, parsed.ip.protocol])
+        .add((payload(parsed) as u16).to_be_bytes());
+    (field == pseudo.folded() && field != [0, 0]).then_some((at, pseudo))
 }
 
 /// Answers ARP for the addresses that the gateway serves and the host does not own (RFC 826).

@@ -12,6 +12,7 @@ use crate::{
     event::Event,
     flow::FlowKey,
     net::{Ip4, Mac, Port},
+    pair::Pair,
     port::{BusyKey, PortSet, PortSetImage},
     record::FlowRecord,
     refusal::{Refusal, RefusedPorts},
@@ -197,6 +198,8 @@ pub trait Tables {
         self.binding(key).is_some_and(|binding| binding.is_idle(hold, now))
     }
 
+    /// This CPU's place of what is known of a pair of hosts.
+    fn pair(&self, place: u32) -> Option<&Pair>;
     /// A place of what was refused a moment ago.
     fn refusal(&self, place: u32) -> Option<&Refusal>;
     /// How often the address in this slot had no port left.

@@ -28,6 +28,7 @@ pub mod flow;
 pub mod host;
 pub mod maps;
 pub mod net;
+pub mod pair;
 pub mod parse;
 pub mod port;
 pub mod record;

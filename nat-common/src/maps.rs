@@ -36,6 +36,7 @@ pub const REFUSED_PORTS: &str = "refused_ports";
 pub const STAGES: &str = "stages";
 pub const DRAFT: &str = "draft";
 pub const HANDOFF: &str = "handoff";
+pub const PAIRS: &str = "pairs";
 
 /// Slots of the interface table, found by `ifindex % INTERFACE_SLOTS`.
 pub const INTERFACE_SLOTS: u32 = 1024;
@@ -96,6 +97,9 @@ pub const STAGE_PROGRAMS: &[(u32, &str)] = &[
     (stage::FAST, "natgw_fast"),
 ];
 
+/// Stages that the first look goes on to, so that they are wanted only where there is one: in the dataplane on XDP.
+pub const PLAIN_STAGE_PROGRAMS: &[(u32, &str)] = &[(stage::BEGIN, "natgw_begin")];
+
 /// Entry program on every interface of the gateway: on XDP, or on the ingress of tc. The stages have
 /// the same names on both, in an object of their own each.
 pub const ENTRY_PROGRAM: &str = "natgw";
@@ -144,6 +148,7 @@ pub mod stage {
     pub const SEND: u32 = 15;
     pub const RECLAIM: u32 = 16;
     pub const FAST: u32 = 17;
+    pub const BEGIN: u32 = 18;
     /// Of `natgw capture` alone: the end of every packet's way.
     pub const CAPTURED: u32 = 31;
     pub const COUNT: u32 = 32;

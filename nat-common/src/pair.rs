@@ -63,7 +63,7 @@ const fn when(control: &Control, now: u32) -> Option<u64> {
 }
 
 #[inline(always)]
-fn at<'a, E: Env>(env: &'a E, ends: u64) -> Option<&'a Pair> {
+fn at<E: Env>(env: &E, ends: u64) -> Option<&Pair> {
     let hash = ends.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     env.pair(hash as u32 & (PLACES - 1))
 }
@@ -85,18 +85,22 @@ pub fn find<'a, E: Env>(
     same.then_some(pair)
 }
 
-/// Keeps what was found out about them.
+/// Keeps what was found out about them, and left in the handoff.
 #[inline(always)]
-pub fn remember<E: Env>(env: &E, parsed: &Parsed, ingress: u32, pool: u32, hop: Hop) {
+pub fn remember<E: Env>(env: &E, parsed: &Parsed, ingress: u32) {
     let Some(control) = env.control() else { return };
     let Some(when) = when(control, env.now()) else { return };
     let ends = ends(parsed);
     let Some(pair) = at(env, ends) else { return };
+    let Some((pool, hop, mtu)) = env.handoff(|handoff| (handoff.pool, handoff.hop, handoff.mtu))
+    else {
+        return;
+    };
     pair.ends.set(ends);
     pair.terms.set(terms(parsed, ingress));
     pair.when.set(when);
-    pair.hop.set(hop.next.0);
-    pair.rest.set(u64::from(hop.mtu) | u64::from(pool) << 16);
+    pair.hop.set(hop);
+    pair.rest.set(u64::from(mtu & 0xffff) | u64::from(pool) << 16);
 }
 
 impl Pair {

@@ -139,6 +139,21 @@ impl PortSet {
         Take::Port(Port::from_raw(((block as u32) << 12 | (index as u32) << 6 | bit) as u16))
     }
 
+    /// Marks a port. False: it was marked already.
+    #[inline(always)]
+    pub fn mark<A: Atomics>(&self, port: Port) -> bool {
+        let (block, index, bit) = place(port);
+        let Some(word) = self.word(block, index) else { return false };
+        if word.get() & bit != 0 {
+            return false;
+        }
+        let before = A::or(word, bit);
+        if before | bit == u64::MAX {
+            self.mark_full::<A>(block, index);
+        }
+        before & bit == 0
+    }
+
     /// Two steps of indexing: an index put together from two loses its bounds before 6.10.
     #[inline(always)]
     fn word(&self, block: usize, index: usize) -> Option<&Cell<u64>> {

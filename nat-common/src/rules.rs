@@ -39,7 +39,8 @@ pub struct Control {
     pub cache_seed: [u32; 4],
     /// Words of the sieve less one; it is searched by the same hash.
     pub sieve_mask: u32,
-    pub reserved: u32,
+    /// See [`routing`].
+    pub routing: u32,
 }
 
 impl Control {
@@ -76,6 +77,11 @@ pub mod control {
     pub const EPOCH_ALONE: u32 = 1 << 31;
     /// Without a heartbeat for so many seconds the dataplane resolves next hops by itself.
     pub const HEARTBEAT_SECONDS: u32 = 10;
+}
+
+pub mod routing {
+    /// The host's routing looks at a packet's addresses, interface and type of service, and at nothing else.
+    pub const BY_ADDRESSES: u32 = 1;
 }
 
 /// An interface of the gateway, or one that its routes may use.

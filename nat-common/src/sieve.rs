@@ -4,8 +4,9 @@
 //! cache and a bucket of the session table, each of which is cold memory. The sieve is an array of
 //! small counters, found by the same keyed hash as the slots. Each entry of the session table is counted in
 //! one of them, from before it is inserted until after it is removed, so a counter that is zero
-//! says that there is no such entry; one that is not says nothing. It has two bytes a session, a third of
-//! what it would say wrong with every place of the table taken, and much less before.
+//! says that there is no such entry; one that is not says nothing. It has two bytes a session: with every place
+//! of the table taken it lets two in five through that have no entry, and fewer before. Twice as many would let half
+//! of these through, and cost more: they would not stay in the second level cache.
 //!
 //! Sixteen counters share a word and are changed by adding to the word. One that overflowed would carry into its
 //! neighbour and be right again when the entries are gone; with a key that nobody knows, sixteen

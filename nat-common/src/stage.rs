@@ -1,6 +1,7 @@
 //! The stages of a packet's way, and what they hand to each other.
 //!
 //! ```text
+//! plain ─► begin ─► out, or classify
 //! fast ── hit on a live session with a known next hop ──────────────────────────► out
 //!  ├─► fragment ─┐
 //!  ├─► error     ├─► (not theirs) ─┐
@@ -27,6 +28,7 @@ use crate::{
 };
 
 pub mod accept;
+pub mod begin;
 pub mod bind;
 pub mod classify;
 pub mod deliver;
@@ -98,6 +100,9 @@ pub struct Handoff {
     pub zero: u32,
     /// For `ERROR`: not 0 where a checksum of the message is wrong.
     pub wrong: u32,
+    /// Of `BEGIN`: changes with each session.
+    pub turn: u32,
+    pub nought: u32,
 }
 
 /// Fragments of one datagram (RFC 791): equal addresses, protocol and identification.

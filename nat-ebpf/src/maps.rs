@@ -11,6 +11,7 @@ use nat_common::{
     flow::FlowKey,
     maps as size,
     net::Ip4,
+    pair::{self, PairImage},
     port::{BusyKey, PortSetImage},
     record::FlowRecord,
     refusal::{self, RefusalImage, RefusedPortsImage},
@@ -82,5 +83,6 @@ maps! {
     STAGES, "stages": ProgramArray = ProgramArray::with_max_entries(size::stage::COUNT, 0);
     DRAFT, "draft": PerCpuArray<SessionImage> = PerCpuArray::with_max_entries(1, 0);
     RECORD, "record": PerCpuArray<FlowRecord> = PerCpuArray::with_max_entries(1, 0);
+    PAIRS, "pairs": PerCpuArray<PairImage> = PerCpuArray::with_max_entries(pair::PLACES, 0);
     HANDOFF, "handoff": PerCpuArray<Handoff> = PerCpuArray::with_max_entries(1, 0);
 }

@@ -19,7 +19,8 @@ use nat_common::{
     maps::{INTERFACE_SLOTS, stage},
     rules::{interface, role},
     stage::{
-        Out, Outcome, ReapRequest, Side, Step, accept, bind, classify, error, fast, fragment, hit,
+        Out, Outcome, ReapRequest, Side, Step, accept, begin, bind, classify, error, fast,
+        fragment, hit,
         hold::{self, GivenUp, Returned},
         inbound, open, open_busy,
         plain::{self, First, Forwarded},
@@ -230,6 +231,7 @@ stages! {
     natgw_send = send::run;
     natgw_reclaim = seek::reclaim;
     natgw_fast = fast::run;
+    natgw_begin = begin::run;
 }
 
 /// Sends a frame that the daemon made out of the interface that its mark names: by the way of the

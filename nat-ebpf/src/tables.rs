@@ -10,6 +10,7 @@ use nat_common::{
     flow::FlowKey,
     maps::INTERFACE_SLOTS,
     net::Ip4,
+    pair::{Pair, PairImage},
     port::{BusyKey, PortSet, PortSetImage},
     refusal::{Refusal, RefusalImage, RefusedPorts, RefusedPortsImage},
     rules::{
@@ -28,7 +29,7 @@ use nat_common::{
 
 use crate::maps::{
     ADDRESSES, BINDINGS, BUSY_PORTS, CONTROL, COUNTERS, DRAFT, EXEMPT, FLOW_CACHE, FORWARDS,
-    FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, ONE_TO_ONE, OTHER_LINKS, PERMITS,
+    FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, ONE_TO_ONE, OTHER_LINKS, PAIRS, PERMITS,
     POOL_MEMBERS, POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS, REFUSED_PORTS, SESSIONS,
     SIEVE, SNAT,
 };
@@ -271,6 +272,13 @@ impl Tables for Kernel {
         unsafe {
             bpf_loop(seek::ROUNDS, seek_round as *mut c_void, (&raw mut *search).cast(), 0);
         }
+    }
+
+    #[inline(always)]
+    fn pair(&self, place: u32) -> Option<&Pair> {
+        const { assert!(size_of::<PairImage>() == size_of::<Pair>()) };
+        // SAFETY: as `shared`.
+        PAIRS.get_ptr(place).map(|pair| unsafe { &*pair.cast::<Pair>() })
     }
 
     #[inline(always)]

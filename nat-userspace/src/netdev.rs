@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use futures::{StreamExt as _, TryStreamExt as _};
 use nat_common::net::Mac;
 use rtnetlink::{
-    RouteMessageBuilder,
+    IpVersion, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressScope},
@@ -166,6 +166,23 @@ impl Netdev {
         gateways.sort_unstable();
         gateways.dedup();
         Ok(gateways)
+    }
+
+    /// Whether the host's routing looks at nothing of a packet but addresses, interface and type of
+    /// service: no rule asks for a protocol or a port, nor does the choice between several next hops.
+    ///
+    /// # Errors
+    /// Where the kernel refuses the dump.
+    pub async fn routes_by_addresses(&self) -> Result<bool, NetdevError> {
+        let mut rules = Box::pin(self.handle.rule().get(IpVersion::V4).execute());
+        while let Some(rule) = rules.next().await {
+            if !parse::is_by_addresses(&rule.map_err(request("list the routing rules"))?) {
+                return Ok(false);
+            }
+        }
+        // A kernel without several next hops has no such setting.
+        let policy = std::fs::read_to_string("/proc/sys/net/ipv4/fib_multipath_hash_policy");
+        Ok(policy.map_or(true, |policy| policy.trim() == "0"))
     }
 
     /// The other ends of the virtual pairs of this namespace, by index.

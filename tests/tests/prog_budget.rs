@@ -89,6 +89,7 @@ fn no_program_costs_the_verifier_a_tenth_more_than_its_budget() -> Result<()> {
     for (name, walked) in stages
         .iter()
         .chain(&alone)
+        .chain(maps::PLAIN_STAGE_PROGRAMS.iter().map(|(_, name)| name))
         .map(|name| (name, &walked[0]))
         .chain(stages.iter().map(|name| (name, &walked[1])))
         .chain(stages.iter().map(|name| (name, &walked[2])))

@@ -49,6 +49,7 @@ impl Twins {
         if hook == Hook::Tc {
             kernel.datapath.load_tc()?;
         }
+        kernel.datapath.set_routing(true)?;
         let host = mirror(&kernel)?;
         let counted = kernel.counters()?;
         Ok(Self { hook, kernel, host, counted })

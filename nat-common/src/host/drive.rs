@@ -8,7 +8,7 @@ use crate::{
     host::{HostFrame, World},
     maps::{INTERFACE_SLOTS, stage},
     stage::{
-        Out, Outcome, Side, Step, accept, bind, classify, error, fast, fragment, hit,
+        Out, Outcome, Side, Step, accept, begin, bind, classify, error, fast, fragment, hit,
         hold::{self, GivenUp, Returned, returned},
         inbound, open, open_busy, plain, seek, send, stateless, verify,
     },
@@ -111,6 +111,7 @@ impl World {
             stage::SEND => send::run(frame, self),
             stage::RECLAIM => seek::reclaim(frame, self),
             stage::FAST => fast::run(frame, self),
+            stage::BEGIN => begin::run(frame, self),
             _ => return None,
         })
     }

@@ -21,6 +21,7 @@ use crate::{
     host::{Way, network::covers},
     maps::INTERFACE_SLOTS,
     net::{Ip4, Mac, Port},
+    pair::{self, Pair},
     port::{BusyKey, PortSet, PortSetImage},
     record::FlowRecord,
     refusal::{self, Refusal, RefusedPorts},
@@ -79,6 +80,7 @@ pub struct World {
     pub bindings: Shared<BindingKey, Binding>,
     pub hosts: Shared<HostKey, Host>,
     pub busy: Shared<BusyKey, PortSet>,
+    pub pairs: Vec<Pair>,
     pub refusals: Vec<Refusal>,
     pub refused_ports: Vec<RefusedPorts>,
     pub permits: RefCell<HashMap<PermitKey, u32>>,
@@ -123,6 +125,7 @@ impl Default for World {
             bindings: RefCell::default(),
             hosts: RefCell::default(),
             busy: RefCell::default(),
+            pairs: (0..pair::PLACES).map(|_| Pair::default()).collect(),
             refusals: (0..refusal::PLACES).map(|_| Refusal::default()).collect(),
             refused_ports: (0..16).map(|_| RefusedPorts::default()).collect(),
             permits: RefCell::default(),
@@ -308,6 +311,10 @@ impl Tables for World {
                 break;
             }
         }
+    }
+
+    fn pair(&self, place: u32) -> Option<&Pair> {
+        self.pairs.get(place as usize)
     }
 
     fn refusal(&self, place: u32) -> Option<&Refusal> {

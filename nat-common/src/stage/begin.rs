@@ -7,11 +7,12 @@
 
 use crate::{
     answer,
+    checksum::Sum,
     env::{Env, Packet},
     maps::stage,
     net::Port,
     pair::{self, Pair},
-    parse::{Fragment, Kind, Parse, Parsed, ip_checksum_is_valid, parse, tcp_flags},
+    parse::{Fragment, Kind, Parse, Parsed, parse, tcp_flags},
     port::Take,
     refusal,
     rules::{Control, Pool, pool},
@@ -20,7 +21,7 @@ use crate::{
         Hop, Side, Step, deliver, direction,
         open::{self, Attempt, Endpoint, Plan},
     },
-    wire::Tcp,
+    wire::{Ipv4, Tcp},
 };
 
 /// Where the general way for such a packet begins.
@@ -73,7 +74,6 @@ const fn is_simple(rules: &Pool) -> bool {
         && rules.sessions_per_host == 0
         && rules.new_sessions_per_second_per_host == 0
         && rules.ifindex == 0
-        && rules.members & 0xffff != 0
 }
 
 /// As [`classify::may_open`](super::classify::may_open), which says what is wrong.
@@ -82,8 +82,21 @@ fn is_sound<P: Packet>(packet: &mut P, parsed: &Parsed, hop: Hop) -> bool {
     parsed.key.tuple.sport != Port::ZERO
         && parsed.key.tuple.dport != Port::ZERO
         && parsed.largest(packet) <= hop.mtu
-        && ip_checksum_is_valid(packet, parsed)
-        && !answer::has_partial_checksum(packet, parsed)
+        && header_is_valid(packet, parsed)
+        && answer::looks_partial(packet, parsed).is_none()
+}
+
+/// Whether the header has no options and a right checksum: without a loop, which would multiply what the
+/// verifier walks through.
+#[inline(always)]
+fn header_is_valid<P: Packet>(packet: &mut P, parsed: &Parsed) -> bool {
+    if parsed.l4 != parsed.l3 + Ipv4::MIN_LEN {
+        return false;
+    }
+    let Some([a, b, c, d, e]) = packet.get::<[[u8; 4]; 5]>(parsed.l3).copied() else {
+        return false;
+    };
+    Sum::ZERO.add4(a).add4(b).add4(c).add4(d).add4(e).is_valid()
 }
 
 #[inline(always)]
@@ -117,8 +130,11 @@ fn begin<P: Packet, E: Env>(
         packets,
         bytes,
     };
-    plan.host = env.host_or_new(&open::host_key(&plan));
     let members = rules.members & 0xffff;
+    if members == 0 {
+        return GENERAL;
+    }
+    plan.host = env.host_or_new(&open::host_key(&plan));
     let (member, choice, slot) = open::paired(env, &plan, members);
     let Some(candidate) = env.address(slot) else { return GENERAL };
     // What the stages behind this want to know, should it come to nothing here.
@@ -150,8 +166,7 @@ fn begin<P: Packet, E: Env>(
             handoff.slot = slot;
             let unlisted = u32::from(slot != choice);
             handoff.unlisted = unlisted;
-            handoff.member =
-                if unlisted == 0 { member } else { member.wrapping_add(members - 1) };
+            handoff.member = if unlisted == 0 { member } else { member.wrapping_add(members - 1) };
             handoff.rounds = 0;
             handoff.wanted.port = 0;
         });

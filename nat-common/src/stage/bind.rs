@@ -30,7 +30,7 @@ pub fn join<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
 #[inline(always)]
 pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     let Some((parsed, plan)) = open::plan(packet, env) else { return open::LOST };
-    open_busy::search::<E, true>(env, &parsed, &plan)
+    open_busy::search::<E, true>(env, &parsed, &plan, packet.ingress())
 }
 
 #[inline(always)]

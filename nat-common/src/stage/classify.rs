@@ -5,6 +5,7 @@ use crate::{
     env::{Env, Packet, Route, RouteQuery},
     maps::stage,
     net::Port,
+    pair,
     parse::{Fragment, Kind, Parse, Parsed, ip_checksum_is_valid, parse, tcp_flags},
     refusal,
     rules::{OneToOneKey, SnatRule, control, host_address, role},
@@ -121,6 +122,7 @@ fn outbound<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed, rule: S
         handoff.flags = u16::from(flags::OUTBOUND);
         handoff.tried = 0;
     });
+    pair::remember(env, parsed, packet.ingress());
     Step::Go(verify::opening(parsed))
 }
 

@@ -222,7 +222,7 @@ fn within_limits<E: Env>(env: &E, plan: &Plan<'_>) -> Result<(), DropReason> {
 }
 
 #[inline(always)]
-const fn host_key(plan: &Plan<'_>) -> HostKey {
+pub const fn host_key(plan: &Plan<'_>) -> HostKey {
     HostKey {
         address: plan.key.tuple.src,
         realm: plan.key.realm,
@@ -235,7 +235,7 @@ const fn host_key(plan: &Plan<'_>) -> HostKey {
 /// takes new sessions; else one chosen by its own address, so that a restart chooses alike.
 /// Returns the choice's place in the pool's list, its slot, and the slot to be used.
 #[inline(always)]
-fn paired<E: Env>(env: &E, plan: &Plan<'_>, members: u32) -> (u32, u32, u32) {
+pub fn paired<E: Env>(env: &E, plan: &Plan<'_>, members: u32) -> (u32, u32, u32) {
     let first = plan.pool.members >> 16;
     // Fibonacci hashing: neighbours in a subnet spread over the list.
     let hash = plan.key.tuple.src.to_u32().wrapping_mul(0x9e37_79b9) >> 16;

@@ -4,6 +4,7 @@ use crate::{
     env::{Env, Packet},
     maps::stage,
     net::Port,
+    pair,
     parse::Parsed,
     port::Take,
     rules::{Address, address},
@@ -30,12 +31,17 @@ const ROUNDS_OF_TWO: u32 = 12;
 #[inline(always)]
 pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     let Some((parsed, plan)) = open::plan(packet, env) else { return open::LOST };
-    search::<E, false>(env, &parsed, &plan)
+    search::<E, false>(env, &parsed, &plan, packet.ingress())
 }
 
 /// Searches the next address of the pool. `BINDS`: a binding is reserved, else a session.
 #[inline(always)]
-pub fn search<E: Env, const BINDS: bool>(env: &E, parsed: &Parsed, plan: &Plan<'_>) -> Step {
+pub fn search<E: Env, const BINDS: bool>(
+    env: &E,
+    parsed: &Parsed,
+    plan: &Plan<'_>,
+    ingress: u32,
+) -> Step {
     let again = if BINDS { stage::BIND } else { stage::OPEN_BUSY };
     let Some((paired, unlisted, member, tried, rounds, found)) = env.handoff(|handoff| {
         let places = (handoff.slot, handoff.unlisted, handoff.member);
@@ -90,6 +96,11 @@ pub fn search<E: Env, const BINDS: bool>(env: &E, parsed: &Parsed, plan: &Plan<'
         && let Some(template) = candidate.templates.get(protocol_index(plan.key.protocol))
     {
         env.busy_insert(&key, *template);
+    }
+    if let Some(control) = env.control()
+        && let Some(pair) = pair::find(env, control, parsed, ingress, plan.now)
+    {
+        pair.set_busy();
     }
     let mut random = plan.random;
     let mut full = false;

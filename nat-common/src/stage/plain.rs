@@ -17,6 +17,7 @@ use crate::{
     cache::{self, Place, Slot, key_words},
     checksum::Delta,
     env::{Env, Packet},
+    maps::stage,
     net::{Ip4, proto},
     parse::tcp_flags,
     rules::{Control, address, control, pool, role},
@@ -51,6 +52,8 @@ pub enum First {
     Forwarded(Forwarded),
     /// Dropped, of this IP total length.
     Unsolicited(u16),
+    /// From inside, and of no session, which it may open.
+    New,
     /// Nothing of the packet was changed, and it goes the general way.
     Undecided,
 }
@@ -64,6 +67,7 @@ impl First {
             Self::Unsolicited(bytes) => {
                 Some(Step::drop(DropReason::Unsolicited, Side::Destination, bytes))
             }
+            Self::New => Some(Step::Go(stage::BEGIN)),
             Self::Undecided => None,
         }
     }
@@ -94,6 +98,9 @@ trait Headers: Pod {
     /// Whether it could be the first of a connection.
     fn is_opening(&self) -> bool;
 
+    /// Whether it opens a session, where it has none and may have one.
+    fn is_first(&self) -> bool;
+
     /// Adjusts the transport checksum.
     fn adjust(&mut self, delta: u16);
 }
@@ -118,6 +125,11 @@ impl Headers for Plain {
     #[inline(always)]
     fn is_opening(&self) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn is_first(&self) -> bool {
+        true
     }
 
     /// Zero is "no checksum", and stays; a computed zero is sent in its other form (RFC 768).
@@ -151,6 +163,11 @@ impl Headers for PlainTcp {
     #[inline(always)]
     fn is_opening(&self) -> bool {
         self.flags & tcp_flags::SYN != 0
+    }
+
+    #[inline(always)]
+    fn is_first(&self) -> bool {
+        self.flags & tcp_flags::KIND & !tcp_flags::URG == tcp_flags::SYN
     }
 
     #[inline(always)]
@@ -195,9 +212,9 @@ fn look<P: Packet, E: Env, H: Headers>(packet: &mut P, env: &E) -> Option<First>
     if known && let Some(slot) = cache::find(env, &place) {
         return translate(env, control, headers, &place, slot, bytes);
     }
-    // What can be opened from inside is not known here.
     if interface.role != role::PUBLIC {
-        return None;
+        let new = headers.is_first() && (!known || env.session(&place.key()).is_none());
+        return new.then_some(First::New);
     }
     let held = headers.is_opening() && control.flags & control::HOLD_SYN != 0;
     let destination = Ip4::from_raw(plain.addresses[1]);

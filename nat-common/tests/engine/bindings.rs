@@ -269,7 +269,7 @@ fn the_last_public_port_is_found_for_an_endpoint_however_late_the_tracking_begin
     assert_eq!(gateway.sent_out(&other).source(), (POOL, 2345));
     let more = Packet::udp((OTHER_HOST, 2001), (REMOTE, 53));
     assert_eq!(gateway.out(&more).verdict(), Verdict::Answered);
-    assert_eq!(gateway.out(&more).stages, [stage::CLASSIFY, stage::ANSWER], "it is remembered");
+    assert_eq!(gateway.out(&more).stages, [stage::BEGIN, stage::ANSWER], "it is remembered");
     // Of this endpoint: another of the host may have a binding.
     let one_more = gateway.out(&Packet::udp((OTHER_HOST, 2002), (REMOTE, 53)));
     assert!(one_more.stages.contains(&stage::BIND));

@@ -8,6 +8,7 @@ use nat_common::{
         HostFrame, World,
         packet::{Endpoint, Packet},
     },
+    maps::stage,
     rules::{address, control, pool},
     stage::{
         Out, Outcome, direction,
@@ -68,6 +69,11 @@ fn unsolicited() -> [Packet; 3] {
         Packet::tcp(WEB, (POOL, 6001), ACK),
         Packet::tcp(WEB, (POOL, 6001), SYN),
     ]
+}
+
+/// The first of their sessions, between hosts that are known.
+fn opening() -> [Packet; 2] {
+    [Packet::udp((HOST, 5100), DNS), Packet::tcp((HOST, 6100), WEB, SYN)]
 }
 
 /// Without forwards, an address admits nothing but answers.
@@ -140,6 +146,26 @@ fn what_the_sieve_has_not_counted_is_looked_for_nowhere_else() {
 }
 
 #[test]
+fn between_two_hosts_that_are_known_a_session_is_opened_by_one_stage_and_without_a_route() {
+    let mut gateway = warm(false);
+    gateway.world.control.heartbeat = gateway.world.now.get();
+    let asked = gateway.world.asked.get();
+    for packet in opening() {
+        assert_eq!(gateway.out(&packet).stages, [stage::BEGIN], "{packet:?}");
+    }
+    assert_eq!(gateway.world.asked.get(), asked);
+    // A change of the network, or of the configuration; or the host's routing looks at ports.
+    gateway.world.control.epoch += 1;
+    assert!(gateway.out(&Packet::udp((HOST, 5101), DNS)).stages.contains(&stage::CLASSIFY));
+    assert_eq!(gateway.out(&Packet::udp((HOST, 5102), DNS)).stages, [stage::BEGIN]);
+    gateway.world.control.generation += 1;
+    assert!(gateway.out(&Packet::udp((HOST, 5103), DNS)).stages.contains(&stage::CLASSIFY));
+    gateway.world.control.routing = 0;
+    assert!(gateway.out(&Packet::udp((HOST, 5104), DNS)).stages.contains(&stage::CLASSIFY));
+    assert_eq!(gateway.world.asked.get(), asked + 3);
+}
+
+#[test]
 fn sessions_that_share_a_counter_of_the_sieve_do_not_hide_each_other() {
     let mut gateway = warm(false);
     close(&mut gateway);
@@ -178,7 +204,7 @@ fn changes() -> impl Strategy<Value = (Vec<(usize, u8)>, i32)> {
 proptest! {
     #[test]
     fn what_the_first_look_takes_comes_to_the_same_by_the_general_way(
-        flow in 0usize..7,
+        flow in 0usize..9,
         one_armed in any::<bool>(),
         closed in any::<bool>(),
         (bytes, length) in changes(),
@@ -197,9 +223,10 @@ proptest! {
                 gateway.world.control.heartbeat = gateway.world.now.get();
             }
         }
-        let inside = flow < 4 && flow.is_multiple_of(2);
+        let inside = flow >= 7 || (flow < 4 && flow.is_multiple_of(2));
         let from = if inside { here.inside } else { here.outside };
-        let mut packet = packets().into_iter().chain(unsolicited()).nth(flow).expect("one of them");
+        let all = packets().into_iter().chain(unsolicited()).chain(opening());
+        let mut packet = all.into_iter().nth(flow).expect("one of them");
         packet.ttl = ttl;
         let mut frame = packet.frame();
         for (place, value) in bytes {

@@ -12,7 +12,7 @@ use nat_common::{
     },
     net::{Ip4, Mac, proto},
     parse::{Parse, parse},
-    rules::{Control, Pool, address, control, pool, role},
+    rules::{Control, Pool, address, control, pool, role, routing},
     session::State,
     sieve,
     stage::{Out, reap, request},
@@ -123,6 +123,7 @@ impl Gateway {
             timeouts,
             cache_mask: 63,
             cache_seed: [1, 2, 3, 4],
+            routing: routing::BY_ADDRESSES,
             // With room for the fullest of all tests.
             sieve_mask: (1 << 15) - 1,
             ..bytemuck::Zeroable::zeroed()

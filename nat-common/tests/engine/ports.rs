@@ -248,7 +248,7 @@ fn a_refusal_is_remembered_for_a_tick_and_counted_each_time() {
     for port in 5001..5010 {
         let run = gateway.out(&packet(port));
         assert_eq!(run.verdict(), first.verdict());
-        assert_eq!(run.stages, [nat_common::maps::stage::CLASSIFY]);
+        assert_eq!(run.stages, [nat_common::maps::stage::BEGIN]);
     }
     assert_eq!(gateway.world.asked.get(), asked, "no route is looked up for it");
     assert_eq!(gateway.world.events.borrow().len(), events);

@@ -20,6 +20,7 @@ use nat_common::{
     flow::FlowKey,
     maps::INTERFACE_SLOTS,
     net::{Ip4, Mac, Port},
+    pair::Pair,
     port::{BusyKey, PortSet, PortSetImage},
     record::FlowRecord,
     refusal::{Refusal, RefusedPorts},
@@ -561,6 +562,12 @@ impl Tables for Env {
     }
 
     /// A trace asks anew.
+    #[inline(always)]
+    fn pair(&self, _place: u32) -> Option<&Pair> {
+        None
+    }
+
+    /// The same.
     #[inline(always)]
     fn refusal(&self, _place: u32) -> Option<&Refusal> {
         None

@@ -88,6 +88,7 @@ async fn serve(config: Config, options: RunOptions) -> Result<()> {
     let failed =
         look_around(&config, &snapshot, &netdev, &mut neighbours, &mut watch, &mut changes).await?;
     let mut gateway = start(config, options, snapshot, failed)?;
+    gateway.datapath.set_routing(by_addresses(&netdev).await)?;
     let ring =
         gateway.datapath.events().context("the events of the dataplane are taken already")?;
     // SAFETY: the ring owns its one descriptor until it is dropped, and always names that one.
@@ -132,6 +133,15 @@ async fn serve(config: Config, options: RunOptions) -> Result<()> {
         tokio::time::timeout(LAST_ANSWERS, server).await.ok();
     }
     result
+}
+
+/// Whether what was found out about a pair of hosts holds for all their packets. If that is not to be known, it
+/// is not taken for granted.
+async fn by_addresses(netdev: &Netdev) -> bool {
+    netdev.routes_by_addresses().await.unwrap_or_else(|error| {
+        log::warn!("{error}; the route of every new session is looked up");
+        false
+    })
 }
 
 /// Before anything is attached: the next hops of the public interfaces are resolved, and the public
@@ -315,8 +325,13 @@ impl Daemon {
             self.neighbours.keep_gateways(&self.netdev, &public).await?;
         }
         stale_next_hops |= routes || lost;
+        let routing = if routes || lost { Some(by_addresses(&self.netdev).await) } else { None };
         if stale_next_hops {
-            lock(&self.gateway).datapath.bump_epoch()?;
+            let mut gateway = lock(&self.gateway);
+            if let Some(by_addresses) = routing {
+                gateway.datapath.set_routing(by_addresses)?;
+            }
+            gateway.datapath.bump_epoch()?;
         }
         Ok(())
     }

@@ -89,9 +89,16 @@ fn capacities(sessions: u32) -> BTreeMap<&'static str, u32> {
         (maps::SIEVE, maps::sieve_words(sessions)),
         (maps::BINDINGS, pairs),
         (maps::PERMITS, sessions),
-        (maps::HOSTS, sessions),
+        (maps::HOSTS, hosts(sessions)),
         (maps::RECORDS, record_bytes(sessions)),
     ])
+}
+
+/// Private hosts that have room: as many as there are sessions, but in a large table one for four of these.
+/// Hosts beyond are translated all the same; their sessions are not counted for limits.
+fn hosts(sessions: u32) -> u32 {
+    const ALL: u32 = 1 << 16;
+    (sessions / 4).max(sessions.min(ALL))
 }
 
 /// Room for a record of every session, as far as that is reasonable: a power of two of bytes, and
@@ -163,8 +170,14 @@ fn load_programs(bpf: &mut Ebpf, verifier_log: Option<&Path>) -> Result<(), Data
 /// The programs that translate on XDP.
 pub(super) fn load_xdp(bpf: &mut Ebpf, verifier_log: Option<&Path>) -> Result<(), DatapathError> {
     let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM];
+    let plain = maps::PLAIN_STAGE_PROGRAMS;
+    let others: Vec<&str> = others.into_iter().chain(plain.iter().map(|(_, name)| *name)).collect();
     // The table is pinned: it needs nobody to hold it.
-    load_stages(bpf, &others, verifier_log).map(drop)
+    let mut stages = load_stages(bpf, &others, verifier_log)?;
+    for &(index, name) in plain {
+        link_stage(&mut stages, index, name, xdp_mut(bpf, name)?.fd())?;
+    }
+    Ok(())
 }
 
 /// The programs for tc, over the maps that [`load`] has pinned, with a stage table of their own.

@@ -39,7 +39,7 @@ use nat_common::{
     flow::FlowKey,
     maps,
     net::Ip4,
-    rules::{Control, HostAddress, Interface},
+    rules::{Control, HostAddress, Interface, routing},
     session::SessionImage,
 };
 
@@ -141,6 +141,8 @@ impl Datapath {
         };
         let mut control = datapath.control()?;
         let cache = CacheReader::open(&datapath.pins.path, &mut control)?;
+        // Of an earlier process; the host's rules may have changed since.
+        control.routing = 0;
         datapath.set_control(&control)?;
         datapath.cache = Some(cache);
         // An earlier process's device is gone, and its slot may be given to another interface.
@@ -354,6 +356,16 @@ impl Datapath {
     pub fn bump_epoch(&mut self) -> Result<()> {
         let mut control = self.control()?;
         control.epoch = next_epoch(control.epoch);
+        self.set_control(&control)
+    }
+
+    /// Tells the dataplane whether the host's routing looks at addresses, interface and type of service alone.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn set_routing(&mut self, by_addresses: bool) -> Result<()> {
+        let mut control = self.control()?;
+        control.routing = if by_addresses { routing::BY_ADDRESSES } else { 0 };
         self.set_control(&control)
     }
 

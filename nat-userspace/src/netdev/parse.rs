@@ -8,6 +8,7 @@ use rtnetlink::packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
     link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+    rule::{RuleAttribute, RuleMessage},
 };
 
 use super::{DefaultGateway, InterfaceAddress, Link};
@@ -109,6 +110,30 @@ pub(super) fn default_gateways(message: &RouteMessage, gateways: &mut Vec<Defaul
             );
         }
     }
+}
+
+/// Whether a routing rule looks at nothing of a packet but addresses, interface and type of service. What this does
+/// not know may look at anything.
+pub(super) fn is_by_addresses(rule: &RuleMessage) -> bool {
+    rule.attributes.iter().all(|attribute| {
+        matches!(
+            attribute,
+            RuleAttribute::Destination(_)
+                | RuleAttribute::Source(_)
+                | RuleAttribute::Iifname(_)
+                | RuleAttribute::Oifname(_)
+                | RuleAttribute::Goto(_)
+                | RuleAttribute::Priority(_)
+                | RuleAttribute::Table(_)
+                | RuleAttribute::Protocol(_)
+                | RuleAttribute::L3MDev(_)
+                | RuleAttribute::SuppressIfGroup(_)
+                | RuleAttribute::SuppressPrefixLen(_)
+                // Marks are the host's own: a packet that is asked about here has none.
+                | RuleAttribute::FwMark(_)
+                | RuleAttribute::FwMask(_)
+        )
+    })
 }
 
 fn next_hop(attributes: &[RouteAttribute], ifindex: Option<u32>) -> Option<DefaultGateway> {
