@@ -28,6 +28,9 @@ fn sessions_and_guard_outlive_a_gateway_that_ip_netns_exec_started() -> Result<(
     daemon.kill()?;
     lab.client(1).check(ping).context("the dataplane does not go on alone")?;
 
+    for path in [lab.pins_dir(), lab.state_dir()] {
+        lab.give_to_gateways(&path)?;
+    }
     let gateway = lab.start_natgw(&lab.config())?;
     let log = gateway.log()?;
     assert!(log.contains("adopted the state of an earlier run"), "{log}");

@@ -12,6 +12,7 @@ use nat_tests::another_build;
 use nat_tests::datagrams::Datagrams;
 use nat_tests::stream::{Stream, connect, echo, echo_server};
 use nat_tests::wiring::{QUIET, SOON, Wiring, at_server};
+use rstest::rstest;
 use xtask::lab::{Gateway, Lab, Sniffer, client_address, natgw_binary};
 
 const SESSIONS: usize = 1000;
@@ -69,10 +70,12 @@ fn programs(lab: &Lab) -> Result<Vec<u64>> {
     Ok(tags)
 }
 
-#[test]
+#[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
-fn death_upgrade_stop_and_reloads_cost_no_session_and_no_packet() -> Result<()> {
-    let mut lab = Wiring::TwoArmed.lab()?;
+fn death_upgrade_stop_and_reloads_cost_no_session_and_no_packet(
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc)] wiring: Wiring,
+) -> Result<()> {
+    let mut lab = wiring.lab()?;
     echo_server(lab.server(), 7)?;
     let mut gateway = lab.start_natgw(&lab.config())?;
     let set = Set::open(&lab, SESSIONS)?;

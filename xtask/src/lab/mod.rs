@@ -214,6 +214,16 @@ impl Lab {
         &self.dir
     }
 
+    /// Gives `path`, and what is in it, to the user that the gateways run as, as the service's unit does
+    /// with what root has left; nothing where that is root.
+    ///
+    /// # Errors
+    /// Where the file system refuses.
+    pub fn give_to_gateways(&self, path: &Path) -> Result<()> {
+        let Some(user) = self.user else { return Ok(()) };
+        user.own(path).with_context(|| format!("cannot give away {}", path.display()))
+    }
+
     /// Gateways started from now on run as `user`, with the capabilities of the service.
     pub fn run_as(&mut self, user: User) {
         self.user = Some(user);

@@ -46,7 +46,7 @@ impl User {
         self.own(directory).with_context(|| format!("cannot give away {}", directory.display()))
     }
 
-    fn own(self, path: &Path) -> std::io::Result<()> {
+    pub(super) fn own(self, path: &Path) -> std::io::Result<()> {
         chown(path, Some(self.0), Some(self.0))?;
         if fs::symlink_metadata(path)?.is_dir() {
             for entry in fs::read_dir(path)? {
