@@ -32,6 +32,12 @@ pub mod tcp_flags {
         | 1 << ACK
         | 1 << (ACK | URG);
 
+    /// Whether the segment can be the first of a connection: a SYN alone, with URG or without.
+    #[inline(always)]
+    pub const fn open(flags: u8) -> bool {
+        flags & KIND & !URG == SYN
+    }
+
     #[inline(always)]
     pub const fn are_valid(flags: u8) -> bool {
         VALID & (1 << (flags & KIND)) != 0

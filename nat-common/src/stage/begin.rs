@@ -60,9 +60,7 @@ fn opens(parsed: &Parsed) -> Option<State> {
     }
     match parsed.kind {
         Kind::Udp => Some(State::Udp),
-        Kind::Tcp if parsed.tcp_flags & tcp_flags::KIND & !tcp_flags::URG == tcp_flags::SYN => {
-            Some(State::TcpOpeningOut)
-        }
+        Kind::Tcp if tcp_flags::open(parsed.tcp_flags) => Some(State::TcpOpeningOut),
         _ => None,
     }
 }

@@ -66,7 +66,7 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
 fn may_ask(parsed: &Parsed) -> bool {
     let opens = match parsed.kind {
         Kind::Udp | Kind::QueryRequest => true,
-        Kind::Tcp => parsed.tcp_flags & tcp_flags::KIND & !tcp_flags::URG == tcp_flags::SYN,
+        Kind::Tcp => tcp_flags::open(parsed.tcp_flags),
         _ => false,
     };
     opens && parsed.fault.is_none() && parsed.fragment != Fragment::Later && parsed.ip.ttl > 1
@@ -152,9 +152,7 @@ pub fn may_open<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed) -> 
     if !ip_checksum_is_valid(packet, parsed) {
         return refuse(DropReason::MalformedIp);
     }
-    if parsed.kind == Kind::Tcp
-        && parsed.tcp_flags & tcp_flags::KIND & !tcp_flags::URG != tcp_flags::SYN
-    {
+    if parsed.kind == Kind::Tcp && !tcp_flags::open(parsed.tcp_flags) {
         let resets = env.control().is_some_and(|c| c.flags & control::IDLE_RESET != 0);
         if !resets || parsed.tcp_flags & tcp_flags::RST != 0 {
             return refuse(DropReason::TcpNoSession);

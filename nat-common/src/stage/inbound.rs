@@ -88,7 +88,7 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
 
 #[inline(always)]
 const fn is_opening(parsed: &Parsed) -> bool {
-    parsed.tcp_flags & tcp_flags::KIND & !tcp_flags::URG == tcp_flags::SYN
+    tcp_flags::open(parsed.tcp_flags)
 }
 
 /// On an interface that is both sides, the source tells from where a packet comes.

@@ -167,7 +167,7 @@ impl Headers for PlainTcp {
 
     #[inline(always)]
     fn is_first(&self) -> bool {
-        self.flags & tcp_flags::KIND & !tcp_flags::URG == tcp_flags::SYN
+        tcp_flags::open(self.flags)
     }
 
     #[inline(always)]
