@@ -4,7 +4,10 @@
 //! and every later look at it finds the draft, so that what follows within the packet is as if it
 //! had been written. Every question and its answer are noted.
 
-use core::{cell::Cell, ffi::c_void, hint::black_box};
+#[path = "trace/network.rs"]
+mod network;
+
+use core::{cell::Cell, ffi::c_void};
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
@@ -15,28 +18,26 @@ use aya_ebpf::{
 use nat_common::{
     cache::{self, Slot},
     counters::Counters,
-    env::{Atomics, Clock, InsertError, Network, Route, RouteQuery, Tables},
-    event::Event,
+    env::{Atomics, Clock, InsertError, Tables},
     flow::FlowKey,
     maps::INTERFACE_SLOTS,
-    net::{Ip4, Mac, Port},
+    net::{Ip4, Port},
     pair::Pair,
     port::{BusyKey, PortSet, PortSetImage},
-    record::FlowRecord,
     refusal::{Refusal, RefusedPorts},
     rules::{
         Address, Control, Forward, ForwardKey, HostAddress, Interface, OneToOne, OneToOneKey, Pool,
         PublicAddress, SnatRule,
     },
     session::{
-        Binding, BindingImage, BindingKey, Host, HostImage, HostKey, NextHop, PermitKey, Session,
+        Binding, BindingImage, BindingKey, Host, HostImage, HostKey, PermitKey, Session,
         SessionImage, Word,
     },
     stage::{
         FragmentEntry, FragmentKey, Handoff, Outcome,
         seek::{self, Search},
     },
-    trace::{Log, Note, inserted, kind, route},
+    trace::{Log, Note, inserted, kind},
     verdict::Verdict,
 };
 
@@ -175,59 +176,6 @@ impl Clock for Env {
     #[inline(always)]
     fn random(&self) -> u32 {
         self.0.random()
-    }
-}
-
-impl Network for Env {
-    #[inline(always)]
-    fn route(&self, query: &RouteQuery) -> Route {
-        // Taken apart and put together again: in an enum some parts have no value, and the
-        // verifier lets none of these be kept while the note is written.
-        let (what, ifindex, mtu, next) = match self.0.route(query) {
-            Route::Hop { ifindex, mac, mtu } => {
-                (route::HOP, ifindex, mtu, NextHop::new(mac.0, 0).0)
-            }
-            Route::NoNeighbour { ifindex, gateway } => {
-                (route::NO_NEIGHBOUR, ifindex, 0, u64::from(gateway.to_u32()))
-            }
-            Route::TooBig { mtu } => (route::TOO_BIG, 0, mtu, 0),
-            Route::Local => (route::LOCAL, 0, 0, 0),
-        };
-        let (what, ifindex) = (black_box(what), black_box(ifindex));
-        let (mtu, next) = (black_box(mtu), black_box(next));
-        if let Some(note) = note(kind::ROUTE) {
-            note.answer = what;
-            note.asked.dst = query.dst;
-            note.number = ifindex;
-            note.more = u32::from(mtu);
-            note.next = next;
-        }
-        match what {
-            route::HOP => Route::Hop { ifindex, mac: Mac(NextHop(next).mac()), mtu },
-            route::NO_NEIGHBOUR => {
-                Route::NoNeighbour { ifindex, gateway: Ip4::from_u32(next as u32) }
-            }
-            route::TOO_BIG => Route::TooBig { mtu },
-            _ => Route::Local,
-        }
-    }
-
-    #[inline(always)]
-    fn socket(&self, key: &FlowKey) -> bool {
-        let claims = self.0.socket(key);
-        if let Some(note) = note(kind::SOCKET) {
-            note.answer = u32::from(claims);
-            note.asked = key.tuple;
-        }
-        claims
-    }
-
-    #[inline(always)]
-    fn event(&self, _event: &Event) {}
-
-    #[inline(always)]
-    fn record(&self, _fill: impl FnOnce(&mut FlowRecord)) -> u64 {
-        0
     }
 }
 
