@@ -12,6 +12,8 @@ mod cache;
 mod capture;
 mod error;
 mod forget;
+mod guards;
+mod host;
 mod load;
 mod pin;
 mod pinned;
@@ -38,8 +40,7 @@ use nat_common::{
     counters::Counters,
     flow::FlowKey,
     maps,
-    net::Ip4,
-    rules::{Control, HostAddress, Interface, routing},
+    rules::{Control, routing},
     session::SessionImage,
 };
 
@@ -224,40 +225,6 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts the guard on the egress of a public interface, or updates the one that is there.
-    ///
-    /// # Errors
-    /// As the kernel gives them.
-    pub fn attach_guard(&mut self, ifindex: u32, interface: &str) -> Result<()> {
-        self.guard(Guard::Outer, ifindex, interface)
-    }
-
-    /// Puts the inner guard on the ingress of a private interface, or updates the one there: it
-    /// holds where a public interface has no guard of its own yet.
-    ///
-    /// # Errors
-    /// As the kernel gives them.
-    pub fn attach_inner_guard(&mut self, ifindex: u32, interface: &str) -> Result<()> {
-        self.guard(Guard::Inner, ifindex, interface)
-    }
-
-    fn guard(&mut self, guard: Guard, ifindex: u32, interface: &str) -> Result<()> {
-        let program = load::classifier_mut(&mut self.bpf, guard.program())?;
-        let place = Place::Guard(guard);
-        tc::attach(program, place, &self.pins, &self.name, ifindex, interface)?;
-        self.guarded.insert((guard, interface.to_owned()));
-        Ok(())
-    }
-
-    /// Puts the backstop behind the guards, in this thread's network namespace, and takes an earlier
-    /// process's away: it holds where an interface has no guard of its own yet.
-    ///
-    /// # Errors
-    /// Where the kernel has no netfilter programs (before 6.4). An earlier one stays.
-    pub fn attach_backstop(&self) -> Result<()> {
-        backstop::attach(load::OBJECT, &self.pins)
-    }
-
     /// Takes the entry program off an interface; sessions stay.
     ///
     /// # Errors
@@ -266,27 +233,6 @@ impl Datapath {
         self.attached.remove(interface);
         tc::detach(Place::Entry, &self.pins, &self.name, interface)?;
         pin::remove_link(&self.pins.xdp_link(interface))
-    }
-
-    /// Takes the guard off the egress of an interface.
-    ///
-    /// # Errors
-    /// As the kernel gives them. That the interface is gone is none.
-    pub fn detach_guard(&mut self, interface: &str) -> Result<()> {
-        self.unguard(Guard::Outer, interface)
-    }
-
-    /// Takes the inner guard off the ingress of an interface.
-    ///
-    /// # Errors
-    /// As above.
-    pub fn detach_inner_guard(&mut self, interface: &str) -> Result<()> {
-        self.unguard(Guard::Inner, interface)
-    }
-
-    fn unguard(&mut self, guard: Guard, interface: &str) -> Result<()> {
-        self.guarded.remove(&(guard, interface.to_owned()));
-        tc::detach(Place::Guard(guard), &self.pins, &self.name, interface)
     }
 
     /// Interfaces that this process has attached, with their modes.
@@ -526,111 +472,6 @@ impl Datapath {
     /// The ring buffer of [`nat_common::record::FlowRecord`]s; the first caller gets it.
     pub fn records(&mut self) -> Option<RingBuf<MapData>> {
         self.tables.records.take()
-    }
-
-    /// Makes an interface known to the dataplane, as receiver and as way out.
-    ///
-    /// # Errors
-    /// Where its slot belongs to another interface whose index is equal modulo the table's size,
-    /// or the interface is gone.
-    pub fn set_interface(&mut self, interface: &Interface) -> Result<()> {
-        let index = interface.ifindex;
-        let slot = index % maps::INTERFACE_SLOTS;
-        let present = match &self.slow_path {
-            Some(device) if device.ifindex % maps::INTERFACE_SLOTS == slot => device.ifindex,
-            _ => self.interface(slot)?.ifindex,
-        };
-        if present != 0 && present != index && self.attached_index(present) {
-            return Err(DatapathError::Call {
-                what: format!("give interface {index} a slot, which interface {present} has"),
-                source: std::io::ErrorKind::AlreadyExists.into(),
-            });
-        }
-        self.tables
-            .egress
-            .set(slot, index, None, 0)
-            .map_err(|error| DatapathError::bpf(format!("redirect to interface {index}"), error))?;
-        self.tables
-            .interfaces
-            .set(slot, Kern(*interface), 0)
-            .map_err(map_error("write the interface table"))
-    }
-
-    /// Forgets an interface; one that is not known is as good.
-    ///
-    /// # Errors
-    /// None is expected.
-    pub fn clear_interface(&mut self, ifindex: u32) -> Result<()> {
-        let slot = ifindex % maps::INTERFACE_SLOTS;
-        if self.interface(slot)?.ifindex != ifindex {
-            return Ok(());
-        }
-        let free: Interface = bytemuck::Zeroable::zeroed();
-        self.tables
-            .interfaces
-            .set(slot, Kern(free), 0)
-            .map_err(map_error("write the interface table"))?;
-        // Index 0 empties a slot of a device map.
-        self.tables
-            .egress
-            .set(slot, 0, None, 0)
-            .map_err(|error| DatapathError::bpf("write the egress table", error))
-    }
-
-    /// The interfaces that the dataplane knows, those of an earlier process included.
-    ///
-    /// # Errors
-    /// None is expected.
-    pub fn interfaces(&self) -> Result<Vec<Interface>> {
-        let used = tables::read_array(&self.tables.interfaces, |entry| entry.ifindex != 0);
-        Ok(used.map_err(map_error("read the interface table"))?.into_values().collect())
-    }
-
-    fn interface(&self, slot: u32) -> Result<Interface> {
-        let entry = self.tables.interfaces.get(&slot, 0);
-        entry.map(|Kern(entry)| entry).map_err(map_error("read the interface table"))
-    }
-
-    /// Whether an interface with this index still exists here.
-    fn attached_index(&self, ifindex: u32) -> bool {
-        nix::net::if_::if_indextoname(ifindex).is_ok()
-    }
-
-    /// Replaces the table of the host's own addresses and directed broadcasts.
-    ///
-    /// # Errors
-    /// Where there are more than the table holds.
-    pub fn set_host_addresses(&mut self, wanted: &BTreeMap<Ip4, HostAddress>) -> Result<()> {
-        let table = &mut self.tables.host_addresses;
-        let failed = || map_error("write the table of host addresses");
-        let present = tables::read_hash(table).map_err(failed())?;
-        for (address, value) in wanted {
-            if present.get(address) != Some(value) {
-                table.insert(Kern(*address), Kern(*value), 0).map_err(failed())?;
-            }
-        }
-        for address in present.keys().filter(|address| !wanted.contains_key(address)) {
-            table.remove(&Kern(*address)).map_err(failed())?;
-        }
-        Ok(())
-    }
-
-    /// Replaces the list of interfaces that are none of the gateway's: what they are told from is a
-    /// public interface that has been made anew.
-    ///
-    /// # Errors
-    /// Where there are more than the table holds; those without room are taken for unknown.
-    pub fn set_other_links(&mut self, wanted: &BTreeSet<u32>) -> Result<()> {
-        let table = &mut self.tables.other_links;
-        let failed = || map_error("write the list of other interfaces");
-        let present = tables::read_hash(table).map_err(failed())?;
-        for ifindex in present.keys().filter(|ifindex| !wanted.contains(ifindex)) {
-            table.remove(&Kern(*ifindex)).map_err(failed())?;
-        }
-        for ifindex in wanted.iter().filter(|ifindex| !present.contains_key(ifindex)) {
-            table.insert(Kern(*ifindex), Kern(1), 0).map_err(failed())?;
-        }
-        Ok(())
     }
 
     pub(crate) fn tables(&self) -> &Tables {
