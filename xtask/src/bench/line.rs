@@ -13,8 +13,6 @@ use super::{
 };
 use crate::interrupt;
 
-pub(super) const SERIES: &str = "one line of memory";
-
 /// Nanoseconds of a program that does no more, beside `flows` flows.
 pub(super) fn measure(
     context: &Context,
@@ -39,7 +37,7 @@ pub(super) fn measure(
     if let Some(nanoseconds) = value {
         report.points.push(Point {
             chart: Chart::Translation,
-            series: SERIES.to_owned(),
+            series: "one line of memory".to_owned(),
             sessions: flows,
             nanoseconds,
         });

@@ -114,8 +114,7 @@ fn measure_among(
     figure: Option<&str>,
 ) -> Result<()> {
     let title = format!("{TITLE}, {flows} sessions");
-    let bound = line::measure(context, report, flows)?;
-    if let Some(bound) = bound {
+    if let Some(bound) = line::measure(context, report, flows)? {
         push_value(report, &title, "floor: one line of memory a packet", bound);
     }
     let mut subject = Subject::start(Kind::NatgwNative, context, &[context.cpu], flows)?;
