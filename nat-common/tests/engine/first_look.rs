@@ -9,7 +9,7 @@ use nat_common::{
         packet::{Endpoint, Packet},
     },
     maps::stage,
-    rules::{address, control, pool},
+    rules::{address, control, pool, routing},
     stage::{
         Out, Outcome, direction,
         plain::{self, First},
@@ -163,6 +163,14 @@ fn between_two_hosts_that_are_known_a_session_is_opened_by_one_stage_and_without
     gateway.world.control.routing = 0;
     assert!(gateway.out(&Packet::udp((HOST, 5104), DNS)).stages.contains(&stage::CLASSIFY));
     assert_eq!(gateway.world.asked.get(), asked + 3);
+    // Nor while the daemon is silent, and would not say that the network has changed.
+    gateway.world.control.routing = routing::BY_ADDRESSES;
+    for port in [5105, 5106] {
+        gateway.out(&Packet::udp((HOST, port), DNS));
+    }
+    assert_eq!(gateway.out(&Packet::udp((HOST, 5107), DNS)).stages, [stage::BEGIN]);
+    gateway.world.now.set(gateway.world.now.get() + HZ * control::HEARTBEAT_SECONDS + 1);
+    assert!(gateway.out(&Packet::udp((HOST, 5108), DNS)).stages.contains(&stage::CLASSIFY));
 }
 
 #[test]

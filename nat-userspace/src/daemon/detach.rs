@@ -34,7 +34,7 @@ pub fn detach(options: &DetachOptions) -> Result<()> {
     let DetachOptions { name, state_dir, .. } = options;
     let state_path = StateFile::path(state_dir, name);
     let had_state_dir = state_dir.exists();
-    let lock = claim(state_dir, name)?;
+    let lock = claim(state_dir, name, || thread::sleep(LOOK_AGAIN))?;
     let state = StateFile::load(&state_path)?;
     let bpf_dir = pinned_in(options)?;
     let result = remove_everything(&bpf_dir, name, &state_path, state.as_ref());
@@ -78,8 +78,8 @@ pub(super) fn remove_everything(
     restored
 }
 
-/// The name's lock, after the daemon that holds it has ended.
-fn claim(state_dir: &Path, name: &str) -> Result<Instance> {
+/// The name's lock, after the daemon that holds it has ended. `pause`: before it is looked at again.
+fn claim(state_dir: &Path, name: &str, mut pause: impl FnMut()) -> Result<Instance> {
     let started = Instant::now();
     let mut told = None;
     loop {
@@ -107,7 +107,7 @@ fn claim(state_dir: &Path, name: &str) -> Result<Instance> {
         if started.elapsed() >= PATIENCE {
             bail!("the running gateway (process {pid}) does not end; kill it, then detach again");
         }
-        thread::sleep(LOOK_AGAIN);
+        pause();
     }
 }
 
@@ -163,12 +163,15 @@ mod tests {
         let instance = Instance::claim(directory.path(), "gw").expect("the lock");
         // As of a process that ends: it has the lock, and nobody sees that it has it open.
         fs::write(lock_path(directory.path(), "gw"), "1").expect("another holder");
-        let ending = thread::spawn(move || {
-            thread::sleep(5 * LOOK_AGAIN);
-            drop(instance);
-        });
-        claim(directory.path(), "gw").expect("the lock, when it is free");
-        ending.join().expect("no panic");
+        let (mut instance, mut looks) = (Some(instance), 0);
+        claim(directory.path(), "gw", || {
+            looks += 1;
+            if looks == 5 {
+                instance = None;
+            }
+        })
+        .expect("the lock, when it is free");
+        assert_eq!(looks, 5);
     }
 
     #[test]
