@@ -6,14 +6,13 @@ use std::{
     process::Command,
 };
 
-/// What the stages note in `natgw trace` makes functions of theirs too large to be inlined
-/// otherwise, and calls take the stack that they need. And its loops are compiled as written: the
-/// compiler's own way to count in them (LSR) does arithmetic that the verifier does not follow.
-const NOTING: [&str; 3] = [
-    "-Cllvm-args=-inline-threshold=5000",
-    "-Clink-arg=--llvm-args=-inline-threshold=5000",
-    "-Clink-arg=--llvm-args=-disable-lsr",
-];
+/// What the stages note beside their work makes functions of theirs too large to be inlined
+/// otherwise, and calls take the stack that they need.
+const INLINED: [&str; 2] =
+    ["-Cllvm-args=-inline-threshold=5000", "-Clink-arg=--llvm-args=-inline-threshold=5000"];
+/// In `natgw trace` loops are compiled as written: the compiler's own way to count in them (LSR)
+/// does arithmetic that the verifier does not follow.
+const AS_WRITTEN: [&str; 1] = ["-Clink-arg=--llvm-args=-disable-lsr"];
 
 /// Completes `cargo` to a command that builds `binary`, and returns where the object will be.
 ///
@@ -36,12 +35,14 @@ pub(crate) fn compile(
         // Packets and map values take unaligned loads; by bytes a header costs three times as much.
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
     ];
+    let inlined = matches!(binary, "natgw-trace" | "natgw-tc-capture");
     cargo
         .args(["rustc", "--quiet", "--package", "nat-ebpf", "--bin", binary, "--release"])
         .args(["--target", target, "-Z", "build-std=core", "--target-dir"])
         .arg(target_dir)
         .arg("--")
-        .args(if binary == "natgw-trace" { &NOTING[..] } else { &[] })
+        .args(if inlined { &INLINED[..] } else { &[] })
+        .args(if binary == "natgw-trace" { &AS_WRITTEN[..] } else { &[] })
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         // Clippy comes in by these when it checks the rest.

@@ -14,8 +14,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// The programs, the same once more for tc, for `natgw trace` and for `natgw capture`.
-const OBJECTS: [&str; 4] = ["natgw-dataplane", "natgw-tc", "natgw-trace", "natgw-capture"];
+/// The programs, the same once more for tc, for `natgw trace` and for `natgw capture` on either hook.
+const OBJECTS: [&str; 5] =
+    ["natgw-dataplane", "natgw-tc", "natgw-trace", "natgw-capture", "natgw-tc-capture"];
 const REMEDY: &str = "run `cargo xtask setup`, which installs what the BPF build needs";
 /// Names of environment variables.
 const SKIP: &str = "AYA_BUILD_SKIP";

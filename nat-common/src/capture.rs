@@ -30,7 +30,7 @@ pub struct Head {
     pub out: u32,
     /// See [`Verdict::code`](crate::verdict::Verdict::code).
     pub verdict: u32,
-    /// `XDP_PASS` and so on.
+    /// `XDP_PASS` and so on; on tc `TC_ACT_SHOT` and so on.
     pub action: u32,
     /// Not 0: from the private side.
     pub from_source: u32,
@@ -41,6 +41,9 @@ pub struct Head {
     pub came_kept: u32,
     pub left_length: u32,
     pub left_kept: u32,
+    /// That the kernel will make of this one (GSO); 1: it is one.
+    pub packets: u32,
+    pub reserved: u32,
 }
 
 /// A packet while it is on its way, one for each CPU.
@@ -79,6 +82,6 @@ impl Wanted {
     }
 }
 
-const _: () = assert!(size_of::<Head>() == 56);
+const _: () = assert!(size_of::<Head>() == 64);
 const _: () = assert!(size_of::<Packet>() == 32 * 1024);
 const _: () = assert!(SNAP <= KEPT_MASK && KEPT_MASK + SNAP <= size_of::<Frames>());

@@ -15,6 +15,9 @@ mod frame;
 #[cfg(target_arch = "bpf")]
 mod guard;
 #[cfg(target_arch = "bpf")]
+#[path = "mode/capture/xdp.rs"]
+mod hook;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 #[path = "mode/capture.rs"]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nat_tests::datagrams::Datagrams;
-use nat_tests::stream::{Stream, echo_server};
+use nat_tests::stream::{self, Stream, echo_server};
 use nat_tests::wiring::{SOON, Wiring, at_server};
 use nix::sys::signal::Signal;
 use rstest::rstest;
@@ -17,6 +17,31 @@ type Options = Vec<(u16, Vec<u8>)>;
 const COMMENT: u16 = 1;
 const FLAGS: u16 = 2;
 const PACKET_ID: u16 = 5;
+const VERDICT: u16 = 7;
+/// What `epb_verdict` begins with: whose verdict it is.
+const TC: u8 = 1;
+const XDP: u8 = 2;
+
+/// A packet block of the file.
+struct Packet {
+    /// Number of its interface in the file.
+    interface: u32,
+    kept: usize,
+    /// Bytes of the whole frame.
+    length: usize,
+    options: Options,
+}
+
+impl Packet {
+    fn option(&self, code: u16) -> Vec<u8> {
+        let found = self.options.iter().find(|(it, _)| *it == code);
+        found.map(|(_, value)| value.clone()).unwrap_or_default()
+    }
+
+    fn comment(&self) -> String {
+        String::from_utf8_lossy(&self.option(COMMENT)).into_owned()
+    }
+}
 
 fn file(lab: &Lab) -> PathBuf {
     lab.dir().join("file.pcapng")
@@ -39,9 +64,9 @@ fn tcpdump(path: &Path) -> Result<Vec<String>> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
 
-/// Interface and options of every packet block: by hand, so that the crate that wrote them is not
+/// Every packet block: by hand, so that the crate that wrote them is not
 /// asked about itself (draft-ietf-opsawg-pcapng, section 4.3).
-fn packets(path: &Path) -> Result<Vec<(u32, usize, Options)>> {
+fn packets(path: &Path) -> Result<Vec<Packet>> {
     const ENHANCED_PACKET: u32 = 6;
     let bytes = fs::read(path)?;
     let word = |at: usize| -> Result<u32> {
@@ -64,26 +89,19 @@ fn packets(path: &Path) -> Result<Vec<(u32, usize, Options)>> {
                 options.push((code, value.to_vec()));
                 option += 4 + usize::from(length).next_multiple_of(4);
             }
-            found.push((word(at + 8)?, kept, options));
+            let (interface, length) = (word(at + 8)?, word(at + 24)? as usize);
+            found.push(Packet { interface, kept, length, options });
         }
         at += length;
     }
     Ok(found)
 }
 
-fn option(options: &Options, code: u16) -> Vec<u8> {
-    let found = options.iter().find(|(it, _)| *it == code);
-    found.map(|(_, value)| value.clone()).unwrap_or_default()
-}
-
-fn comment(options: &Options) -> String {
-    String::from_utf8_lossy(&option(options, COMMENT)).into_owned()
-}
-
 #[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
 fn a_packet_is_read_as_it_came_and_as_it_left_joined_by_its_session(
-    #[values(Wiring::TwoArmed, Wiring::OneArmed)] wiring: Wiring,
+    #[values(Wiring::TwoArmed, Wiring::OneArmed, Wiring::TwoArmedTc, Wiring::OneArmedTc)]
+    wiring: Wiring,
 ) -> Result<()> {
     let lab = wiring.lab()?;
     let _gateway = lab.start_natgw(&lab.config())?;
@@ -113,30 +131,79 @@ fn a_packet_is_read_as_it_came_and_as_it_left_joined_by_its_session(
     }
 
     let packets = packets(&file(&lab))?;
-    let words = |options: &Options| comment(options);
-    let query = words(&packets[0].2);
+    let query = packets[0].comment();
     let session = query.split(';').next().context("a session")?;
     assert!(session.starts_with(&format!("udp session {private}:")), "{query}");
     assert!(session.ends_with(&format!(" -> {SERVER}:53")), "{query}");
     assert!(query.contains("sent to the destination by"), "{query}");
-    for (number, (_, kept, options)) in packets.iter().enumerate() {
-        assert!(words(options).starts_with(session), "{}: {session}", words(options));
-        assert!(*kept <= 60, "the snapshot is as short as asked");
+    let hook = if is_tc(wiring) { TC } else { XDP };
+    for (number, packet) in packets.iter().enumerate() {
+        assert!(packet.comment().starts_with(session), "{}: {session}", packet.comment());
+        assert!(packet.kept <= 60, "the snapshot is as short as asked");
         let direction = if number % 2 == 0 { 1 } else { 2 };
-        assert_eq!(option(options, FLAGS), [direction, 0, 0, 0]);
+        assert_eq!(packet.option(FLAGS), [direction, 0, 0, 0]);
         let id = u8::try_from(number / 2 + 1)?;
-        assert_eq!(option(options, PACKET_ID), [id, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(packet.option(PACKET_ID), [id, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(packet.option(VERDICT).first(), Some(&hook));
     }
     if !wiring.is_one_armed() {
-        assert_ne!(packets[0].0, packets[1].0, "it leaves by the other interface");
+        assert_ne!(packets[0].interface, packets[1].interface, "it leaves by the other interface");
     }
     Ok(())
 }
 
+/// Many packets travel as one there, and are shown as one: how long it was, however little is kept.
 #[test]
 #[ignore = "needs root: cargo xtask test e2e"]
-fn what_is_dropped_is_read_with_its_reason_and_the_rest_is_not() -> Result<()> {
-    let lab = Wiring::TwoArmed.lab()?;
+fn a_packet_that_is_many_is_read_whole_as_it_came_and_as_it_left() -> Result<()> {
+    const WRITE: usize = 60_000;
+    let lab = Wiring::TwoArmedTc.lab()?;
+    let echo = echo_server(lab.server(), 7)?;
+    let gateway = lab.start_natgw(&lab.config())?;
+    let mut connection = stream::connect(lab.client(1), at_server(echo.port()), SOON)?;
+    let mut running = capture(&lab, &["--protocol", "tcp", "-s", "128"])?;
+    for _ in 0..20 {
+        stream::echo(&mut connection, &vec![7; WRITE])?;
+    }
+    running.signal(Signal::SIGINT)?;
+    let said = running.wait(SOON)?.success()?;
+    assert!(said.trim().ends_with(" 0 lost"), "{said}");
+
+    let packets = packets(&file(&lab))?;
+    // What the kernel makes of it, each with Ethernet, IP and TCP headers, timestamps included.
+    let many = |packet: &Packet| match packet.length.checked_sub(66) {
+        Some(payload) if payload > 1448 => Some(payload.div_ceil(1448)),
+        _ => None,
+    };
+    let mut large = 0;
+    for pair in packets.chunks(2) {
+        let [came, left] = pair else { anyhow::bail!("one that did not leave") };
+        assert_eq!(came.option(PACKET_ID), left.option(PACKET_ID));
+        assert_eq!(came.length, left.length);
+        assert!(came.kept <= 128 && left.kept <= 128);
+        for packet in pair {
+            let comment = packet.comment();
+            match many(packet) {
+                Some(many) => {
+                    assert!(comment.contains(&format!("; {many} packets in one; ")), "{comment}");
+                    large += 1;
+                }
+                None => assert!(!comment.contains("packets in one"), "{comment}"),
+            }
+        }
+    }
+    assert!(large > 0, "none of {} is many", packets.len());
+    assert_eq!(tcpdump(&file(&lab))?.len(), packets.len());
+    assert_eq!(gateway.counter("packets_drop_count")?, 0);
+    Ok(())
+}
+
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn what_is_dropped_is_read_with_its_reason_and_the_rest_is_not(
+    #[values(Wiring::TwoArmed, Wiring::TwoArmedTc)] wiring: Wiring,
+) -> Result<()> {
+    let lab = wiring.lab()?;
     let gateway = lab.start_natgw(&lab.config())?;
     let names = dns::DnsServer::start(lab.server(), 53)?;
     let mut running = capture(&lab, &["--drops"])?;
@@ -160,7 +227,7 @@ fn what_is_dropped_is_read_with_its_reason_and_the_rest_is_not() -> Result<()> {
     assert_eq!(said.trim(), "1 packets captured, 0 lost");
 
     let packets = packets(&file(&lab))?;
-    let comments: Vec<String> = packets.iter().map(|(_, _, options)| comment(options)).collect();
+    let comments: Vec<String> = packets.iter().map(Packet::comment).collect();
     assert_eq!(comments.len(), 1, "{comments:?}");
     assert!(comments[0].contains("; dropped: unsolicited: "), "{comments:?}");
     assert!(comments[0].contains(&format!("no session: {}:40000", lab.eip())), "{comments:?}");
@@ -168,18 +235,25 @@ fn what_is_dropped_is_read_with_its_reason_and_the_rest_is_not() -> Result<()> {
     Ok(())
 }
 
-/// Stage tables that are pinned: one for each set of programs that is in use.
-fn stage_tables(lab: &Lab) -> Result<usize> {
+fn is_tc(wiring: Wiring) -> bool {
+    matches!(wiring, Wiring::TwoArmedTc | Wiring::OneArmedTc)
+}
+
+/// Stage tables of the hook that are pinned: one for each set of programs that is in use.
+fn stage_tables(lab: &Lab, wiring: Wiring) -> Result<usize> {
+    let prefix = if is_tc(wiring) { "tc-stages-" } else { "stages-" };
     let directory = fs::read_dir(lab.pins_dir())?.next().context("no layout")??.path();
     let names = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name()));
     let names: Vec<_> = names.collect::<std::io::Result<_>>()?;
-    Ok(names.iter().filter(|name| name.to_string_lossy().starts_with("stages-")).count())
+    Ok(names.iter().filter(|name| name.to_string_lossy().starts_with(prefix)).count())
 }
 
-#[test]
+#[rstest]
 #[ignore = "needs root: cargo xtask test e2e"]
-fn however_a_capture_ends_no_packet_is_lost_and_the_gateway_has_its_own_programs() -> Result<()> {
-    let lab = Wiring::TwoArmed.lab()?;
+fn however_a_capture_ends_no_packet_is_lost_and_the_gateway_has_its_own_programs(
+    #[values(Wiring::TwoArmed, Wiring::TwoArmedTc)] wiring: Wiring,
+) -> Result<()> {
+    let lab = wiring.lab()?;
     echo_server(lab.server(), 7)?;
     let mut gateway = lab.start_natgw_with(&lab.config(), &["--on-exit", "keep"])?;
     let stream = Stream::start(lab.client(2), at_server(7))?;
@@ -201,29 +275,29 @@ fn however_a_capture_ends_no_packet_is_lost_and_the_gateway_has_its_own_programs
     let running = capture(&lab, &["--count", "3"])?;
     assert!(running.wait(SOON)?.success()?.starts_with("3 packets captured"));
     ended(&mut gateway, 1)?;
-    assert_eq!(stage_tables(&lab)?, 1);
+    assert_eq!(stage_tables(&lab, wiring)?, 1);
     pulse("a capture of three packets")?;
 
     let mut running = capture(&lab, &["-s", "64"])?;
     pulse("the start of a capture")?;
     running.kill()?;
     ended(&mut gateway, 2)?;
-    assert_eq!(stage_tables(&lab)?, 1);
+    assert_eq!(stage_tables(&lab, wiring)?, 1);
     pulse("a capture whose reader was killed")?;
 
     let running = capture(&lab, &["-s", "64"])?;
     assert!(gateway.sigterm()?.success());
     assert!(running.wait(SOON)?.status.success(), "a capture ends with its gateway");
-    assert_eq!(stage_tables(&lab)?, 1, "the programs go on alone as they were");
+    assert_eq!(stage_tables(&lab, wiring)?, 1, "the programs go on alone as they were");
     pulse("a stop that keeps")?;
 
     let mut gateway = lab.start_natgw(&lab.config())?;
     let _running = capture(&lab, &["-s", "64"])?;
     gateway.sigkill()?;
-    assert_eq!(stage_tables(&lab)?, 2);
+    assert_eq!(stage_tables(&lab, wiring)?, 2);
     pulse("SIGKILL within a capture")?;
     let gateway = lab.start_natgw(&lab.config())?;
-    assert_eq!(stage_tables(&lab)?, 1);
+    assert_eq!(stage_tables(&lab, wiring)?, 1);
     pulse("the start after it")?;
 
     stream.finish()?;

@@ -1,28 +1,29 @@
 //! `natgw capture`: the dataplane itself, over the same maps, in its place while a capture runs.
-//! Beside what it always does it shows every packet as it came and as it left, and why.
+//! Beside what it always does it shows every packet as it came and as it left, and why. For both
+//! hooks: what they do each in its way is in `hook`.
 //!
 //! A packet is gathered in a map of this CPU's while it is on its way, and a program of its own at
 //! the end of that way sends it on, so that the stages stay as large as they are.
 
 use aya_ebpf::{
-    bindings::xdp_action::XDP_ABORTED,
-    helpers::{
-        bpf_ktime_get_ns,
-        generated::{bpf_ringbuf_output, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
-    },
-    macros::{map, xdp},
+    helpers::{bpf_ktime_get_ns, generated::bpf_ringbuf_output},
+    macros::map,
     maps::{Array, PerCpuArray, RingBuf},
-    programs::XdpContext,
 };
 use nat_common::{
     capture::{Frames, Head, KEPT_MASK, Packet, RING_BYTES, SNAP, Wanted},
+    env::Packet as _,
     maps::{INTERFACE_SLOTS, stage},
     stage::{Out, Outcome, Side},
     verdict::Verdict,
 };
 
 pub(crate) use crate::tables::Kernel as Env;
-use crate::{frame::Frame, maps::STAGES};
+use crate::{
+    frame::Frame,
+    hook::{length, load},
+    maps::STAGES,
+};
 
 #[map(name = "capture_packet")]
 static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
@@ -44,6 +45,10 @@ pub(crate) fn received(frame: &Frame) {
     let (Some(packet), Some(wanted)) = (PACKET.get_ptr_mut(0), WANTED.get(0)) else { return };
     // SAFETY: the value is this CPU's own, and programs of one CPU do not nest.
     let Packet { head, frames } = unsafe { &mut *packet };
+    // Here and not at the end: the stages have little room on their stacks.
+    head.ingress = frame.ingress;
+    head.returned = frame.returned;
+    head.packets = frame.segments().map_or(1, |segments| segments.packets);
     // SAFETY: no arguments.
     head.came = unsafe { bpf_ktime_get_ns() };
     (head.came_length, head.came_kept) = keep(frame, frames, 0, wanted);
@@ -52,8 +57,7 @@ pub(crate) fn received(frame: &Frame) {
 /// Copies the beginning of the frame to `at`; returns its length, and how much was kept.
 #[inline(always)]
 fn keep(frame: &Frame, frames: &mut Frames, at: usize, wanted: &Wanted) -> (u32, u32) {
-    // SAFETY: the context is the one the kernel gave.
-    let length = unsafe { bpf_xdp_get_buff_len(frame.md()) } as u32;
+    let length = length(frame);
     // By what comes before it: kernels before 6.10 do not see that a number has bounds from a check
     // of its predecessor, to which the compiler would fold the two checks that it takes else.
     let before = core::hint::black_box(u64::from(length.min(wanted.snap)).wrapping_sub(1));
@@ -61,11 +65,9 @@ fn keep(frame: &Frame, frames: &mut Frames, at: usize, wanted: &Wanted) -> (u32,
         return (length, 0);
     }
     let kept = before as u32 + 1;
-    // SAFETY: `at` is masked, and there is room for `SNAP` bytes behind it; the helper checks the
-    // frame's end.
-    let failed =
-        unsafe { bpf_xdp_load_bytes(frame.md(), 0, frames.as_mut_ptr().add(at).cast(), kept) != 0 };
-    (length, if failed { 0 } else { kept })
+    // SAFETY: `at` is masked, and there is room for `SNAP` bytes behind it.
+    let loaded = unsafe { load(frame, frames.as_mut_ptr().add(at), kept) };
+    (length, if loaded { kept } else { 0 })
 }
 
 #[inline(always)]
@@ -77,8 +79,6 @@ pub(crate) fn ended(frame: &Frame, outcome: &Outcome, verdict: Verdict) {
     // SAFETY: as above.
     let head = unsafe { &mut (*packet).head };
     head.verdict = verdict.code();
-    head.ingress = frame.ingress;
-    head.returned = frame.returned;
     head.from_source = (outcome.side == Side::Source) as u32;
     head.out = match outcome.out {
         // Not as it leaves: as it waits.
@@ -102,11 +102,10 @@ pub(crate) fn leave(frame: &Frame, action: u32) -> u32 {
     action
 }
 
-#[xdp(frags)]
-pub(crate) fn natgw_captured(ctx: XdpContext) -> u32 {
-    let (Some(packet), Some(wanted)) = (PACKET.get_ptr_mut(0), WANTED.get(0)) else {
-        return XDP_ABORTED;
-    };
+/// Shows the packet, and returns what becomes of it.
+#[inline(always)]
+pub(crate) fn show(frame: &Frame) -> Option<u32> {
+    let (packet, wanted) = (PACKET.get_ptr_mut(0)?, WANTED.get(0)?);
     // SAFETY: as above.
     let Packet { head, frames } = unsafe { &mut *packet };
     let action = head.action;
@@ -115,7 +114,7 @@ pub(crate) fn natgw_captured(ctx: XdpContext) -> u32 {
     (head.left_length, head.left_kept) = (0, 0);
     if head.out != 0 && !Verdict::is_drop(head.verdict) {
         let at = kept(&head.came_kept);
-        (head.left_length, head.left_kept) = keep(&Frame::new(ctx), frames, at, wanted);
+        (head.left_length, head.left_kept) = keep(frame, frames, at, wanted);
     }
     if is_wanted(head, frames, wanted) {
         let size = size_of::<Head>() + kept(&head.came_kept) + kept(&head.left_kept);
@@ -129,7 +128,7 @@ pub(crate) fn natgw_captured(ctx: XdpContext) -> u32 {
             unsafe { *lost += 1 };
         }
     }
-    action
+    Some(action)
 }
 
 /// A number of bytes, read and masked wherever it is used: kernels before 6.10 lose the bounds that

@@ -20,6 +20,10 @@ mod frame;
 #[expect(dead_code, reason = "the way out goes by interface")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+#[path = "../mode/forward.rs"]
+#[expect(dead_code, reason = "there is one way here, and no program but this that counts nothing")]
+mod mode;
+#[cfg(target_arch = "bpf")]
 #[path = "../network.rs"]
 mod network;
 #[cfg(target_arch = "bpf")]

@@ -23,7 +23,7 @@ use crate::{
     account::count,
     frame::Frame,
     maps::{CONTROL, COUNTERS, HANDOFF, INTERFACES, STAGES},
-    tables::Kernel,
+    mode::{self, Env},
 };
 
 /// Goes on to the next stage, or finishes.
@@ -94,12 +94,13 @@ fn finish(frame: &mut Frame, outcome: Outcome) -> i32 {
             _ => TC_ACT_SHOT,
         },
     };
+    mode::ended(frame, &outcome, verdict);
     let Some(counters) = COUNTERS.get_ptr_mut(0) else { return TC_ACT_SHOT };
     // SAFETY: the value is this CPU's own, and programs of one CPU do not nest.
     let counters = unsafe { &mut *counters };
     let (packets, bytes) = frame.weight(bytes);
     count(counters, side, verdict, packets, bytes, frame.returned);
-    action
+    mode::leave(frame, action as u32) as i32
 }
 
 macro_rules! stages {
@@ -107,7 +108,7 @@ macro_rules! stages {
         $(#[$doc])*
         #[classifier]
         pub(crate) fn $name(ctx: TcContext) -> i32 {
-            let env = Kernel::new(ctx.skb.skb.cast());
+            let env = Env::new(ctx.skb.skb.cast());
             let mut frame = Frame::new(ctx);
             // Cannot fail; going on would double the verifier's work.
             let Some(handoff) = HANDOFF.get(0) else { return TC_ACT_SHOT };
@@ -121,8 +122,9 @@ macro_rules! stages {
 /// On every interface of the gateway.
 #[classifier]
 pub(crate) fn natgw(ctx: TcContext) -> i32 {
-    let env = Kernel::new(ctx.skb.skb.cast());
+    let env = Env::new(ctx.skb.skb.cast());
     let mut frame = Frame::received(ctx);
+    mode::received(&frame);
     let step = if frame.is_tagged() {
         let (_, role) = interface(frame.ingress);
         Step::host(Side::of(role), 0)
@@ -136,12 +138,13 @@ pub(crate) fn natgw(ctx: TcContext) -> i32 {
 /// is counted under the reason for which the daemon gave it up.
 #[classifier]
 pub(crate) fn natgw_return(ctx: TcContext) -> i32 {
-    let env = Kernel::new(ctx.skb.skb.cast());
+    let env = Env::new(ctx.skb.skb.cast());
     let mut frame = Frame::received(ctx);
     match hold::unwrap(&mut frame) {
         Ok(Returned { ingress, bits }) => {
             frame.ingress = ingress;
             frame.returned = bits;
+            mode::received(&frame);
             let step = hold::resume(&mut frame, &env, bits);
             conclude(&mut frame, step, true)
         }

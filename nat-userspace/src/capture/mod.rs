@@ -6,7 +6,7 @@ mod words;
 
 pub use headers::{Headers, headers};
 pub(crate) use pcapng::INBOUND;
-pub use pcapng::{Interface, Pcapng, Shown};
+pub use pcapng::{Action, Interface, Pcapng, Shown};
 pub use words::{Roles, is_meant, join, verdict};
 
 use bytemuck::Zeroable as _;

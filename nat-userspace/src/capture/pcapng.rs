@@ -24,7 +24,8 @@ use pcap_file::{
 /// Options that the crate does not name.
 const EPB_PACKETID: u16 = 5;
 const EPB_VERDICT: u16 = 7;
-/// `epb_verdict` is an XDP program's.
+/// Whose `epb_verdict` is.
+const TC: u8 = 1;
 const XDP: u8 = 2;
 /// `epb_flags`.
 pub(crate) const INBOUND: u32 = 1;
@@ -40,6 +41,28 @@ pub struct Interface {
     pub description: String,
 }
 
+/// What the program returned for a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// `XDP_PASS` and so on.
+    Xdp(u32),
+    /// `TC_ACT_SHOT` and so on.
+    Tc(i32),
+}
+
+impl Action {
+    /// `epb_verdict`.
+    fn option(self) -> [u8; 9] {
+        let (hook, value) = match self {
+            Self::Xdp(action) => (XDP, u64::from(action).to_ne_bytes()),
+            Self::Tc(action) => (TC, i64::from(action).to_ne_bytes()),
+        };
+        let mut option = [hook; 9];
+        option[1..].copy_from_slice(&value);
+        option
+    }
+}
+
 /// One packet for the file; times since 1970.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown<'a> {
@@ -53,8 +76,7 @@ pub struct Shown<'a> {
     pub comment: &'a str,
     /// The form in which it left, and not the one in which it came.
     pub leaves: bool,
-    /// What the program returned.
-    pub action: u32,
+    pub action: Action,
 }
 
 pub struct Pcapng<W: Write> {
@@ -102,8 +124,6 @@ impl<W: Write> Pcapng<W> {
     pub fn packet(&mut self, shown: &Shown<'_>) -> Result<()> {
         let direction = if shown.leaves { OUTBOUND } else { INBOUND };
         let id = shown.id.to_ne_bytes();
-        let mut verdict = [XDP; 9];
-        verdict[1..].copy_from_slice(&u64::from(shown.action).to_ne_bytes());
         let option = |code, value: &[u8]| {
             let value = Cow::Owned(value.to_vec());
             EnhancedPacketOption::Common(CommonOption::Unknown(UnknownOption { code, value }))
@@ -119,7 +139,7 @@ impl<W: Write> Pcapng<W> {
                 EnhancedPacketOption::Common(comment),
                 EnhancedPacketOption::Flags(direction),
                 option(EPB_PACKETID, &id),
-                option(EPB_VERDICT, &verdict),
+                option(EPB_VERDICT, &shown.action.option()),
             ],
         };
         self.writer.write_pcapng_block(block).map(drop)

@@ -28,8 +28,8 @@ use crate::{
         capture::{CaptureRequest, Deliver},
         model::GatewayState,
     },
-    capture::{Captured, Headers, Interface, Pcapng, Shown, is_meant, join, verdict},
-    datapath::{AttachMode, Capturer, Packets, SessionLookup},
+    capture::{Action, Captured, Headers, Interface, Pcapng, Shown, is_meant, join, verdict},
+    datapath::{Capturer, Packets, SessionLookup},
 };
 
 /// Filters are about headers, so that these are kept even of shorter snapshots.
@@ -56,11 +56,7 @@ impl Controller {
                 ));
             }
         };
-        let source = {
-            let gateway = self.lock();
-            refuse_tc(&gateway)?;
-            gateway.datapath.capturer()
-        };
+        let source = self.lock().datapath.capturer();
         // Loading takes about a second; the gateway goes on meanwhile.
         let (mut capturer, packets) = source.load().map_err(failed)?;
         capturer.want(wanted(request)).map_err(failed)?;
@@ -69,7 +65,7 @@ impl Controller {
             if gateway.phase != GatewayState::Ready {
                 return Err(ControlError::Refused("the gateway is about to end".to_owned()));
             }
-            let file = File::open(&gateway, request).map_err(failed)?;
+            let file = File::open(&gateway, request, capturer.is_tc()).map_err(failed)?;
             let started = gateway.datapath.start_capture(&mut capturer);
             gateway.capture = Some(capturer);
             if let Err(error) = started {
@@ -134,18 +130,6 @@ impl Gateway {
     }
 }
 
-/// The programs that show packets are XDP programs.
-fn refuse_tc(gateway: &Gateway) -> Result<(), ControlError> {
-    let attached = gateway.datapath.attached();
-    let Some((name, _)) = attached.iter().find(|(_, mode)| *mode == AttachMode::Tc) else {
-        return Ok(());
-    };
-    Err(ControlError::Refused(format!(
-        "capture shows what XDP sees, and {name} is translated on tc; look with tcpdump at both \
-         interfaces, or set xdp_mode = \"native\" or \"generic\" and restart"
-    )))
-}
-
 /// What the dataplane need not bring is left out there.
 fn wanted(request: &CaptureRequest) -> Wanted {
     let mut addresses = [request.private, request.remote, request.public].into_iter().flatten();
@@ -169,6 +153,8 @@ fn snap(request: &CaptureRequest) -> u32 {
 /// The file as it grows, and what is needed to name things in it.
 struct File {
     request: CaptureRequest,
+    /// The packets are shown on tc.
+    tc: bool,
     pcapng: Pcapng<Vec<u8>>,
     lookup: SessionLookup,
     /// By index.
@@ -180,7 +166,7 @@ struct File {
 }
 
 impl File {
-    fn open(gateway: &Gateway, request: &CaptureRequest) -> Result<Self> {
+    fn open(gateway: &Gateway, request: &CaptureRequest, tc: bool) -> Result<Self> {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let monotonic =
             clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot ask for the time")?;
@@ -196,6 +182,7 @@ impl File {
         }
         Ok(Self {
             request: *request,
+            tc,
             pcapng,
             lookup: gateway.datapath.session_lookup()?,
             interfaces,
@@ -249,6 +236,12 @@ impl File {
         };
         let session = roles.map_or_else(|| "no IPv4".to_owned(), |roles| roles.to_string());
         let fate = verdict(head.verdict, leaves.as_ref().map(|(_, name)| name.as_str()));
+        let many = match head.packets {
+            0 | 1 => String::new(),
+            packets => format!("{packets} packets in one; "),
+        };
+        let action =
+            if self.tc { Action::Tc(head.action as i32) } else { Action::Xdp(head.action) };
         let back = if head.returned == 0 { "" } else { "from the slow path: " };
         let came = Shown {
             id: self.packets,
@@ -256,9 +249,9 @@ impl File {
             interface,
             frame: captured.came,
             length: head.came_length,
-            comment: &format!("{back}{session}; {fate}"),
+            comment: &format!("{back}{session}; {many}{fate}"),
             leaves: false,
-            action: head.action,
+            action,
         };
         self.pcapng.packet(&came)?;
         if let Some((interface, _)) = leaves {
@@ -267,7 +260,7 @@ impl File {
                 interface,
                 frame: captured.left,
                 length: head.left_length,
-                comment: &format!("{session}; as it left"),
+                comment: &format!("{session}; {many}as it left"),
                 leaves: true,
                 ..came
             })?;

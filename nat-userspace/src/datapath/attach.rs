@@ -92,15 +92,22 @@ pub(super) fn swap_xdp(
     pins: &PinDirectory,
     interface: &str,
 ) -> Result<(), DatapathError> {
-    let path = pins.xdp_link(interface);
-    let failed = |error| DatapathError::call(format!("open {}", path.display()), error);
-    let link = syscall::open_pin(&path).map_err(failed)?;
-    if syscall::link_target(link.as_fd()).map_err(failed)?.ifindex == 0 {
-        return Ok(());
+    match remaining_link(&pins.xdp_link(interface))? {
+        Some(link) => update_xdp(bpf, link, interface),
+        None => Ok(()),
     }
-    let link = PinnedLink::from_pin(&path)
+}
+
+/// The pinned link, if its interface is not gone.
+pub(super) fn remaining_link(path: &Path) -> Result<Option<FdLink>, DatapathError> {
+    let failed = |error| DatapathError::call(format!("open {}", path.display()), error);
+    let link = syscall::open_pin(path).map_err(failed)?;
+    if syscall::link_target(link.as_fd()).map_err(failed)?.ifindex == 0 {
+        return Ok(None);
+    }
+    let link = PinnedLink::from_pin(path)
         .map_err(|error| DatapathError::bpf(format!("open {}", path.display()), error))?;
-    update_xdp(bpf, link.into(), interface)
+    Ok(Some(link.into()))
 }
 
 fn update_xdp(bpf: &mut Ebpf, link: FdLink, interface: &str) -> Result<(), DatapathError> {

@@ -14,25 +14,31 @@ use nat_common::{
 };
 
 use super::{
-    Datapath, Result, attach,
+    AttachMode, Datapath, Result, attach,
     error::DatapathError,
     load,
     pin::{self, PINNED, PinDirectory},
     tables::{Kern, take},
+    tc::{self, Place},
+    tc_mut,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-capture"));
+static TC_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-tc-capture"));
 
 /// Where the maps are; loading takes its time (about a second), and goes without the dataplane.
 #[derive(Debug, Clone)]
 pub struct CapturerSource {
     pins: PinDirectory,
+    tc: bool,
 }
 
 /// The programs that show packets, loaded. They keep a pin while they live: without its stages a
 /// program that is still attached, its process being dead, would drop what it gets.
 pub struct Capturer {
     bpf: Ebpf,
+    tc: bool,
     wanted: Array<MapData, Kern<Wanted>>,
     lost: PerCpuArray<MapData, u64>,
     stages: PathBuf,
@@ -49,7 +55,9 @@ impl CapturerSource {
             return Err(DatapathError::NoPrograms);
         }
         let generation = self.pins.stage_generations()?.into_iter().max().unwrap_or(0);
-        let stages = self.pins.stages(generation.wrapping_add(1));
+        let generation = generation.wrapping_add(1);
+        let stages =
+            if self.tc { self.pins.tc_stages(generation) } else { self.pins.stages(generation) };
         let loaded = self.load_with(stages.clone());
         if loaded.is_err() {
             pin::remove(&stages)?;
@@ -63,13 +71,22 @@ impl CapturerSource {
             loader.map_pin_path(map, self.pins.map(map));
         }
         loader.map_pin_path(maps::STAGES, &stages);
-        let mut bpf = loader.load(OBJECT).map_err(|error| match error {
+        let object = if self.tc { TC_OBJECT } else { OBJECT };
+        let mut bpf = loader.load(object).map_err(|error| match error {
             EbpfError::MapError(error) => DatapathError::bpf("open the maps to capture in", error),
             error => DatapathError::bpf("load the programs that capture", error),
         })?;
         let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM, capture::PROGRAM];
-        let mut table = load::load_stages(&mut bpf, &others, None)?;
-        let last = load::xdp(&bpf, capture::PROGRAM)?.fd();
+        let mut table = if self.tc {
+            load::load_tc_stages(&mut bpf, &others, None)?
+        } else {
+            load::load_stages(&mut bpf, &others, None)?
+        };
+        let last = if self.tc {
+            load::classifier(&bpf, capture::PROGRAM)?.fd()
+        } else {
+            load::xdp(&bpf, capture::PROGRAM)?.fd()
+        };
         let failed = |error| DatapathError::bpf("link the programs that capture", error);
         table
             .set(maps::stage::CAPTURED, last.map_err(failed)?, 0)
@@ -77,11 +94,17 @@ impl CapturerSource {
         let packets = take(&mut bpf, capture::RING)?;
         let wanted = take(&mut bpf, capture::WANTED)?;
         let lost = take(&mut bpf, capture::LOST)?;
-        Ok((Capturer { bpf, wanted, lost, stages }, packets))
+        Ok((Capturer { bpf, tc: self.tc, wanted, lost, stages }, packets))
     }
 }
 
 impl Capturer {
+    /// Whether they are those for tc.
+    #[must_use]
+    pub const fn is_tc(&self) -> bool {
+        self.tc
+    }
+
     /// Which packets are shown, from now on.
     ///
     /// # Errors
@@ -111,10 +134,11 @@ impl Drop for Capturer {
 }
 
 impl Datapath {
-    /// From which the programs are loaded that show packets.
+    /// From which the programs are loaded that show packets: for the hook that translates.
     #[must_use]
     pub fn capturer(&self) -> CapturerSource {
-        CapturerSource { pins: self.pins.clone() }
+        let tc = self.attached.values().any(|mode| *mode == AttachMode::Tc);
+        CapturerSource { pins: self.pins.clone(), tc }
     }
 
     /// Gives every link the programs that show packets. What it gave them before an error stays
@@ -123,10 +147,21 @@ impl Datapath {
     /// # Errors
     /// As the kernel gives them.
     pub fn start_capture(&mut self, capturer: &mut Capturer) -> Result<()> {
-        for interface in self.attached.keys() {
-            attach::swap_xdp(&mut capturer.bpf, &self.pins, interface)?;
+        let Capturer { bpf, tc, .. } = capturer;
+        for (interface, mode) in &self.attached {
+            match mode {
+                AttachMode::Tc if *tc => {
+                    let program = load::classifier_mut(bpf, maps::ENTRY_PROGRAM)?;
+                    tc::swap(program, Place::Entry, &self.pins, &self.name, interface)?;
+                }
+                AttachMode::Native | AttachMode::Generic if !*tc => {
+                    attach::swap_xdp(bpf, &self.pins, interface)?;
+                }
+                // The gateway has taken the other hook since these were loaded.
+                _ => return Err(DatapathError::OtherHook),
+            }
         }
-        self.swap_slow_path(Some(&mut capturer.bpf))
+        self.swap_slow_path(Some(bpf))
     }
 
     /// Gives every link its own programs again.
@@ -135,8 +170,14 @@ impl Datapath {
     /// The first one; the other links have their programs all the same.
     pub fn end_capture(&mut self) -> Result<()> {
         let mut result = self.swap_slow_path(None);
-        for interface in self.attached.keys() {
-            result = result.and(attach::swap_xdp(&mut self.bpf, &self.pins, interface));
+        for (interface, mode) in &self.attached {
+            let swapped = match mode {
+                AttachMode::Tc => tc_mut(&mut self.tc)
+                    .and_then(|bpf| load::classifier_mut(bpf, maps::ENTRY_PROGRAM))
+                    .and_then(|it| tc::swap(it, Place::Entry, &self.pins, &self.name, interface)),
+                _ => attach::swap_xdp(&mut self.bpf, &self.pins, interface),
+            };
+            result = result.and(swapped);
         }
         result
     }

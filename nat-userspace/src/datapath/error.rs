@@ -10,6 +10,8 @@ pub enum DatapathError {
         "this binary was built without its BPF programs (AYA_BUILD_SKIP was set); build it again without"
     )]
     NoPrograms,
+    #[error("the gateway has gone from XDP to tc or back in this moment; try again")]
+    OtherHook,
     #[error("kernel {release} is too old; natgw needs Linux 6.1 or later")]
     KernelTooOld { release: String },
     #[error(

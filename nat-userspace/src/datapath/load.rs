@@ -194,17 +194,27 @@ pub(super) fn load_tc(
     let mut bpf = loader
         .load(TC_OBJECT)
         .map_err(|error| DatapathError::bpf("load the BPF object for tc", error))?;
-    let stages = maps::STAGE_PROGRAMS.iter().map(|(_, name)| *name);
-    for name in stages.chain([maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM]) {
-        let program = classifier_mut(&mut bpf, name)?;
+    load_tc_stages(&mut bpf, &[maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM], verifier_log)?;
+    Ok(bpf)
+}
+
+/// As [`load_stages`], for tc.
+pub(super) fn load_tc_stages(
+    bpf: &mut Ebpf,
+    others: &[&str],
+    verifier_log: Option<&Path>,
+) -> Result<ProgramArray<MapData>, DatapathError> {
+    let names = maps::STAGE_PROGRAMS.iter().map(|(_, name)| *name);
+    for name in names.chain(others.iter().copied()) {
+        let program = classifier_mut(bpf, name)?;
         persist(|| program.load()).map_err(|error| rejected(name, error, verifier_log))?;
     }
-    let mut stages = stage_table(&mut bpf)?;
+    let mut stages = stage_table(bpf)?;
     for &(index, name) in maps::STAGE_PROGRAMS {
-        let program = classifier_mut(&mut bpf, name)?.fd();
+        let program = classifier_mut(bpf, name)?.fd();
         link_stage(&mut stages, index, name, program)?;
     }
-    Ok(bpf)
+    Ok(stages)
 }
 
 /// The stages, linked to each other, and other XDP programs of the same object. The kernel empties

@@ -32,7 +32,6 @@ pub(super) struct SlowPathDevice {
 
 enum Link {
     Xdp(XdpLink),
-    #[expect(dead_code, reason = "held for its end")]
     Tc(SchedClassifierLink),
 }
 
@@ -117,16 +116,21 @@ impl Datapath {
     /// Has what comes back taken up by the program of another object, or by this one's again.
     pub(super) fn swap_slow_path(&mut self, other: Option<&mut Ebpf>) -> Result<()> {
         let Some(SlowPathDevice { ifindex, link }) = self.slow_path.take() else { return Ok(()) };
-        let Link::Xdp(link) = link else {
-            self.slow_path = Some(SlowPathDevice { ifindex, link });
-            return Ok(());
+        let failed = |error| DatapathError::bpf("swap the slow path's program", error);
+        let link = match link {
+            Link::Xdp(link) => {
+                let program = xdp_mut(other.unwrap_or(&mut self.bpf), maps::RETURN_PROGRAM)?;
+                let swapped = program.attach_to_link(link).and_then(|id| program.take_link(id));
+                Link::Xdp(swapped.map_err(failed)?)
+            }
+            Link::Tc(link) => {
+                let own = tc_mut(&mut self.tc);
+                let program = classifier_mut(other.map_or(own, Ok)?, maps::RETURN_PROGRAM)?;
+                let swapped = program.attach_to_link(link).and_then(|id| program.take_link(id));
+                Link::Tc(swapped.map_err(failed)?)
+            }
         };
-        let program = xdp_mut(other.unwrap_or(&mut self.bpf), maps::RETURN_PROGRAM)?;
-        let link = program
-            .attach_to_link(link)
-            .and_then(|id| program.take_link(id))
-            .map_err(|error| DatapathError::bpf("swap the slow path's program", error))?;
-        self.slow_path = Some(SlowPathDevice { ifindex, link: Link::Xdp(link) });
+        self.slow_path = Some(SlowPathDevice { ifindex, link });
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use aya::programs::{
 };
 
 use super::{
-    attach::living_link,
+    attach::{living_link, remaining_link},
     error::{DatapathError, errno},
     load::kernel_version,
     pin::{self, Guard, PinDirectory},
@@ -158,6 +158,38 @@ fn attach_filter(
         }
     };
     // Dropping the handle would take the filter away, which has to outlive this process.
+    std::mem::forget(program.take_link(id).map_err(failed)?);
+    Ok(())
+}
+
+/// Gives what hangs on an interface another program. One whose interface is gone is left alone.
+pub(super) fn swap(
+    program: &mut SchedClassifier,
+    place: Place,
+    pins: &PinDirectory,
+    name: &str,
+    interface: &str,
+) -> Result<(), DatapathError> {
+    let failed = place.failed(interface);
+    if has_tcx() {
+        let path = place.link(pins, interface);
+        let Some(link) = remaining_link(&path)? else { return Ok(()) };
+        let link = SchedClassifierLink::try_from(link)
+            .map_err(|error| DatapathError::bpf(format!("use {}", path.display()), error))?;
+        // The link belongs to its pin: this process keeps no reference that would outlive it.
+        return program
+            .attach_to_link(link)
+            .and_then(|id| program.take_link(id))
+            .map(drop)
+            .map_err(failed);
+    }
+    let present = match filter(place, name, interface) {
+        Ok(present) => present,
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+        Err(error) => return Err(DatapathError::call(format!("find {interface}"), error)),
+    };
+    let id = program.attach_to_link(present).map_err(&failed)?;
+    // Dropping the handle would take the filter away.
     std::mem::forget(program.take_link(id).map_err(failed)?);
     Ok(())
 }
