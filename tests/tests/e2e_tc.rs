@@ -63,8 +63,10 @@ fn packets_that_travel_as_one_are_counted_as_the_wire_will_see_them() -> Result<
         let (packets, all) = (number(packets)?, number(all)?);
         assert!(packets >= bytes.div_ceil(1448), "{packets} packets for {bytes} bytes");
         let headers = packets * 52;
-        // SYN and SYN+ACK have 8 bytes of options more.
-        assert!((bytes + headers..bytes + headers + 100).contains(&all), "{all}, {packets}");
+        // SYN and SYN+ACK have 8 bytes of options more; and on a busy machine something is sent twice,
+        // and acknowledged with options. Headers counted once for many packets would be far from it.
+        let most = bytes + headers + headers / 5;
+        assert!((bytes + headers..most).contains(&all), "{all}, {packets}");
     }
     let counters = gateway.json(&["counters"])?;
     for (total, of_flow) in [
