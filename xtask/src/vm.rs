@@ -9,6 +9,7 @@ mod console;
 mod cpio;
 mod image;
 mod kernel;
+mod lanes;
 mod machine;
 
 use std::{
@@ -28,6 +29,18 @@ const TEST_PREFIXES: &[&str] = &["prog_", "e2e_vm_"];
 /// Tests that need root are marked ignored; the guest is root. One at a time: emulation makes
 /// parallel tests starve each other.
 const TEST_ARGUMENTS: [&str; 3] = ["--include-ignored", "--test-threads=1", "--color=never"];
+
+/// Seconds that test executables take in the guest, about: by these they are dealt out to guests. Most of it
+/// is the verifier's, some twelve seconds for each gateway that is started.
+const SECONDS: &[(&str, u32)] = &[
+    ("e2e_vm_gateway", 260),
+    ("prog_datapath", 220),
+    ("prog_differential", 180),
+    ("prog_exhaustion", 90),
+    ("prog_guard", 75),
+    ("prog_trace", 170),
+];
+const OTHER_SECONDS: u32 = 60;
 
 /// Where the guest has the gateway's binary.
 pub const GUEST_NATGW: &str = "/natgw";
@@ -114,6 +127,8 @@ impl Report {
 /// What a guest is made of.
 #[derive(Debug)]
 pub struct Guest {
+    /// Before each line of its output.
+    pub name: String,
     /// Each a program and its arguments.
     pub commands: Vec<Vec<String>>,
     /// (path here, path in the guest). Executables bring their shared libraries.
@@ -131,6 +146,7 @@ impl Guest {
     pub fn new(commands: Vec<Vec<String>>) -> Self {
         let environment = [("NATGW_VM", "1"), ("RUST_BACKTRACE", "1")];
         Self {
+            name: "vm".to_owned(),
             commands,
             files: Vec::new(),
             environment: environment
@@ -142,7 +158,7 @@ impl Guest {
     }
 
     /// Boots the guest, runs its commands and returns what came of them. Its output goes to stdout,
-    /// each line behind `vm| `.
+    /// each line behind its name.
     ///
     /// # Errors
     /// A file of the guest cannot be read, or the target directory cannot be written. What this
@@ -169,7 +185,8 @@ impl Guest {
         if let Some(boot) = report.boot {
             let megabytes = fs::metadata(&initramfs)?.len() >> 20;
             println!(
-                "vm: image of {megabytes} MiB in {:.1} s, boot in {:.1} s",
+                "{}: image of {megabytes} MiB in {:.1} s, boot in {:.1} s",
+                self.name,
                 built.as_secs_f32(),
                 boot.as_secs_f32()
             );
@@ -211,20 +228,38 @@ pub fn run_tests(filters: &[String]) -> Result<Outcome> {
         .context("the build of nat-userspace made no natgw")?;
     let tests = artifact::build(&workspace, &["test", "--package", "nat-tests", "--no-run"])?;
     let commands = test_commands(&tests, filters)?;
-    let mut guest = Guest::new(commands.iter().map(|(_, command)| command.clone()).collect());
-    guest.files = commands
+    // Before there are two that would fetch it.
+    if let Err(error) = Kernel::obtain(&target_directory().join("vm")) {
+        return Ok(Outcome::NotRun(format!("no kernel 6.1: {error:#}")));
+    }
+    let weights: Vec<u32> = commands.iter().map(|(test, _)| seconds(&test.name)).collect();
+    let guests: Vec<Guest> = lanes::deal(&weights, lanes::count(commands.len()))
         .into_iter()
-        .map(|(test, command)| (test.executable.clone(), PathBuf::from(&command[0])))
+        .enumerate()
+        .map(|(lane, dealt)| {
+            let commands = dealt.into_iter().map(|index| &commands[index]);
+            let mut guest = Guest::new(commands.clone().map(|(_, it)| it.clone()).collect());
+            guest.name = format!("vm {}", lane + 1);
+            guest.files = commands
+                .map(|(test, command)| (test.executable.clone(), PathBuf::from(&command[0])))
+                .collect();
+            guest.files.push((gateway.executable.clone(), GUEST_NATGW.into()));
+            guest.environment.push(("NATGW_BIN".to_owned(), GUEST_NATGW.to_owned()));
+            guest
+        })
         .collect();
-    guest.files.push((gateway.executable, GUEST_NATGW.into()));
-    guest.environment.push(("NATGW_BIN".to_owned(), GUEST_NATGW.to_owned()));
-    let outcome = guest.run()?;
+    let outcome = lanes::run(&guests)?;
     if let Outcome::Ran(report) = &outcome
         && let Some(empty) = report.results.iter().find(|result| ran_no_test(&result.output))
     {
         bail!("{}: no test in it ran; a filter that fits none is no pass", empty.command);
     }
     Ok(outcome)
+}
+
+fn seconds(executable: &str) -> u32 {
+    let found = SECONDS.iter().find(|(name, _)| *name == executable);
+    found.map_or(OTHER_SECONDS, |(_, seconds)| *seconds)
 }
 
 /// Name of the test executable that a command of [`run_tests`] starts: a filter for it.

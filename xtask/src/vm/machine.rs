@@ -65,7 +65,7 @@ pub(crate) fn run(
                     if let Event::Ready { .. } = event {
                         boot = Some(started.elapsed());
                     }
-                    announce(&event, &console);
+                    announce(&guest.name, &event, &console);
                 }
             }
             Err(RecvTimeoutError::Disconnected) => break false,
@@ -125,15 +125,15 @@ impl Drop for Qemu {
     }
 }
 
-fn announce(event: &Event, console: &Console) {
+fn announce(guest: &str, event: &Event, console: &Console) {
     match event {
-        Event::Ready { release } => println!("vm| Linux {release} is up"),
-        Event::Began { index } => println!("vm| $ {}", console.results[*index].command),
+        Event::Ready { release } => println!("{guest}| Linux {release} is up"),
+        Event::Began { index } => println!("{guest}| $ {}", console.results[*index].command),
         Event::Exited { index, status } => {
             let seconds = console.results[*index].duration.as_secs_f32();
-            println!("vm| exit status {status} after {seconds:.1} s");
+            println!("{guest}| exit status {status} after {seconds:.1} s");
         }
-        Event::Output(line) => println!("vm| {line}"),
+        Event::Output(line) => println!("{guest}| {line}"),
     }
 }
 
