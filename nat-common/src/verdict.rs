@@ -92,7 +92,7 @@ drop_reasons! {
     MalformedEthernet = 0, "malformed_ethernet",
         "The frame is shorter than its Ethernet header says; look for a faulty sender or driver.";
     MalformedIp = 1, "malformed_ip",
-        "The IPv4 header is wrong: version, header length, total length beyond the frame, or checksum.";
+        "The IPv4 header is wrong: version, header length, total length beyond the frame or not there (BIG TCP, on tc), or checksum.";
     MalformedTcp = 2, "malformed_tcp",
         "The TCP header is cut off, its data offset is wrong, or its flags are a combination that no sender means (such as SYN with FIN, or none).";
     MalformedUdp = 3, "malformed_udp",
@@ -154,7 +154,7 @@ drop_reasons! {
     EgressMissing = 31, "egress_missing",
         "The way out is an interface that has just disappeared.";
     SlowPathUnavailable = 32, "slow_path_unavailable",
-        "The packet needs the daemon (fragments, neighbour resolution), and it is not running or its queue is full.";
+        "The packet needs the daemon (fragments, neighbour resolution), and it is not running, its queue is full, or the packet is longer than can wait (16 KB, on tc).";
     Internal = 33, "internal",
         "A step of the dataplane was missing. Please report it.";
     Martian = 34, "martian",
