@@ -112,11 +112,13 @@ pub trait Packet {
 /// All of relaxed order.
 pub trait Atomics {
     fn compare_exchange(cell: &Cell<u64>, old: u64, new: u64) -> bool;
-    /// Each returns the value before.
+    /// These two return the value before.
     fn or(cell: &Cell<u64>, bits: u64) -> u64;
     fn and(cell: &Cell<u64>, bits: u64) -> u64;
     /// Wraps: adding `u64::MAX` takes one away.
-    fn add(cell: &Cell<u64>, value: u64) -> u64;
+    fn add(cell: &Cell<u64>, value: u64);
+    /// The same, and returns the value before.
+    fn fetch_add(cell: &Cell<u64>, value: u64) -> u64;
 }
 
 /// Why an entry was not inserted.

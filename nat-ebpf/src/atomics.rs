@@ -11,7 +11,6 @@ use nat_common::env::Atomics;
 use crate::tables::Kernel;
 
 const RELAXED: AtomicOrdering = AtomicOrdering::Relaxed;
-
 impl Atomics for Kernel {
     #[inline(always)]
     fn compare_exchange(cell: &Cell<u64>, old: u64, new: u64) -> bool {
@@ -32,8 +31,16 @@ impl Atomics for Kernel {
     }
 
     #[inline(always)]
-    fn add(cell: &Cell<u64>, value: u64) -> u64 {
+    fn add(cell: &Cell<u64>, value: u64) {
         // SAFETY: as above.
-        unsafe { atomic_xadd::<u64, u64, RELAXED>(cell.as_ptr(), value) }
+        let _before = unsafe { atomic_xadd::<u64, u64, RELAXED>(cell.as_ptr(), value) };
+    }
+
+    // For BPF, LLVM 22 makes of a relaxed addition one that does not fetch what was there before, and
+    // takes the addend for it.
+    #[inline(always)]
+    fn fetch_add(cell: &Cell<u64>, value: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(cell.as_ptr(), value) }
     }
 }

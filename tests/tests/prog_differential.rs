@@ -279,6 +279,21 @@ fn fragments_are_translated_alike(#[values(Hook::Xdp, Hook::Tc)] hook: Hook) -> 
     Ok(())
 }
 
+#[rstest]
+#[ignore = "needs root: cargo xtask test prog"]
+fn a_host_that_opens_too_many_sessions_in_a_second_is_refused_by_both(
+    #[values(Hook::Xdp, Hook::Tc)] hook: Hook,
+) -> Result<()> {
+    let limit = "new_sessions_per_second_per_host = 3";
+    let mut twins = Twins::start(hook, Arms::Two, "", limit)?;
+    for port in 5000..5005 {
+        twins.receive(&Packet::udp((HOST, port), (REMOTE, 53)).frame(), true)?;
+    }
+    let refused = twins.kernel.counters()?.drops[DropReason::SessionRate as usize];
+    assert_eq!(refused, 2, "the limit is of those in one second");
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test prog"]
 fn what_the_kernel_sends_is_right_by_a_full_recomputation() -> Result<()> {

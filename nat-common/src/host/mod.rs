@@ -42,7 +42,11 @@ impl Atomics for HostAtomics {
         cell.replace(cell.get() & bits)
     }
 
-    fn add(cell: &Cell<u64>, value: u64) -> u64 {
+    fn add(cell: &Cell<u64>, value: u64) {
+        cell.set(cell.get().wrapping_add(value));
+    }
+
+    fn fetch_add(cell: &Cell<u64>, value: u64) -> u64 {
         cell.replace(cell.get().wrapping_add(value))
     }
 }
@@ -60,7 +64,11 @@ impl Atomics for World {
         HostAtomics::and(cell, bits)
     }
 
-    fn add(cell: &Cell<u64>, value: u64) -> u64 {
-        HostAtomics::add(cell, value)
+    fn add(cell: &Cell<u64>, value: u64) {
+        HostAtomics::add(cell, value);
+    }
+
+    fn fetch_add(cell: &Cell<u64>, value: u64) -> u64 {
+        HostAtomics::fetch_add(cell, value)
     }
 }

@@ -53,7 +53,7 @@ fn existing<E: Env>(env: &E, plan: &Plan<'_>) -> Option<Endpoint> {
 /// Takes a reference, unless the binding is already given up.
 #[inline(always)]
 pub fn hold<E: Env>(binding: &Binding) -> bool {
-    if E::add(&binding.refs, 1) & BINDING_DEAD != 0 {
+    if E::fetch_add(&binding.refs, 1) & BINDING_DEAD != 0 {
         E::add(&binding.refs, u64::MAX);
         return false;
     }

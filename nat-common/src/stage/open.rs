@@ -214,7 +214,7 @@ fn within_limits<E: Env>(env: &E, plan: &Plan<'_>) -> Result<(), DropReason> {
             host.window.set(plan.now);
             host.opened.set(0);
         }
-        if E::add(&host.opened, 1) >= u64::from(rate) {
+        if E::fetch_add(&host.opened, 1) >= u64::from(rate) {
             return Err(DropReason::SessionRate);
         }
     }

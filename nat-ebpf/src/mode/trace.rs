@@ -162,8 +162,13 @@ impl Atomics for Env {
     }
 
     #[inline(always)]
-    fn add(cell: &Cell<u64>, value: u64) -> u64 {
-        Kernel::add(cell, value)
+    fn add(cell: &Cell<u64>, value: u64) {
+        Kernel::add(cell, value);
+    }
+
+    #[inline(always)]
+    fn fetch_add(cell: &Cell<u64>, value: u64) -> u64 {
+        Kernel::fetch_add(cell, value)
     }
 }
 
