@@ -6,6 +6,7 @@ use core::cell::Cell;
 use bytemuck::Pod;
 
 use crate::{
+    agenda::Note,
     cache::Slot,
     checksum::{Delta, Sum},
     counters::Counters,
@@ -160,6 +161,10 @@ pub trait Tables {
     fn session_insert(&self, key: &FlowKey, value: &SessionImage) -> Result<(), InsertError>;
     /// True if this call removed it. Both are for [`crate::sieve`], which keeps count.
     fn session_remove(&self, key: &FlowKey) -> bool;
+
+    /// Has the sweep look at an entry: the outbound one of a new session, or an inbound one that rests.
+    #[inline(always)]
+    fn note(&self, _note: Note) {}
 
     /// A slot of the flow cache.
     fn slot(&self, index: u32) -> Option<&Slot>;

@@ -16,6 +16,7 @@
 #[cfg(all(feature = "host", not(test)))]
 extern crate std;
 
+pub mod agenda;
 pub mod answer;
 pub mod cache;
 pub mod capture;

@@ -10,6 +10,8 @@ pub const COUNTERS: &str = "counters";
 pub const SESSIONS: &str = "sessions";
 pub const FLOW_CACHE: &str = "flow_cache";
 pub const SIEVE: &str = "sieve";
+/// See [`crate::agenda`].
+pub const AGENDA: &str = "agenda";
 pub const BINDINGS: &str = "bindings";
 pub const PERMITS: &str = "permits";
 pub const HOSTS: &str = "hosts";

@@ -138,11 +138,13 @@ pub struct ReapRequest {
     pub op: u32,
     pub count: u32,
     pub keys: [FlowKey; request::BATCH],
+    /// For `LOOK`: ticks, or `GONE`.
+    pub answers: [u32; request::BATCH],
 }
 
 pub mod request {
     /// Sessions of one request.
-    pub const BATCH: usize = 64;
+    pub const BATCH: usize = 128;
     /// Writes the current ticks into `count`.
     pub const NOW: u32 = 0;
     /// Ends the sessions whose time is up; `keys` are their outbound keys, or the keys of inbound
@@ -153,9 +155,13 @@ pub mod request {
     /// Removes endpoint-independent bindings that have no session left and have rested: private
     /// endpoint as source, public endpoint as destination.
     pub const UNBIND: u32 = 3;
+    /// As `EXPIRE`, of [notes](crate::agenda::Note); and says when each is to be looked at again.
+    pub const LOOK: u32 = 4;
+    /// Never again.
+    pub const GONE: u32 = 0;
 }
 
-const _: () = assert!(size_of::<ReapRequest>() == 24 + 16 * request::BATCH);
+const _: () = assert!(size_of::<ReapRequest>() == 24 + (16 + 4) * request::BATCH);
 
 /// Which side a packet came from, for the counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

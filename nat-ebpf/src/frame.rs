@@ -11,6 +11,7 @@ use nat_common::{
     checksum::Sum,
     env::{Packet, SUMMED},
     net::Mac,
+    stage::request,
 };
 
 /// An offset is a header's place: never beyond the largest pair of IP headers with options.
@@ -35,12 +36,23 @@ impl Frame {
     /// An element of a list that starts at `base`; for lists that are longer than headers are.
     #[inline(always)]
     pub(crate) fn list_entry<T: bytemuck::Pod>(&self, base: usize, index: usize) -> Option<T> {
-        let start = self.ctx.data() + base + (index & 63) * size_of::<T>();
+        let start = self.ctx.data() + base + (index & (request::BATCH - 1)) * size_of::<T>();
         if start + size_of::<T>() > self.ctx.data_end() {
             return None;
         }
         // SAFETY: checked against the end of the frame; `T` takes any bits.
         Some(unsafe { (start as *const T).read_unaligned() })
+    }
+
+    /// Writes such an element.
+    #[inline(always)]
+    pub(crate) fn set_list_entry(&self, base: usize, index: usize, value: u32) {
+        let start = self.ctx.data() + base + (index & (request::BATCH - 1)) * size_of::<u32>();
+        if start + size_of::<u32>() > self.ctx.data_end() {
+            return;
+        }
+        // SAFETY: checked against the end of the frame.
+        unsafe { (start as *mut u32).write_unaligned(value) };
     }
 
     /// What stands beyond the headers.

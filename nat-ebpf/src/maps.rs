@@ -6,6 +6,7 @@ use aya_ebpf::{
     maps::{Array, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use nat_common::{
+    agenda::{self, Note},
     cache::SlotImage,
     counters::Counters,
     flow::FlowKey,
@@ -43,6 +44,8 @@ maps! {
         Array::with_max_entries(size::cache_slots(size::SESSIONS_DEFAULT), BPF_F_MMAPABLE);
     SIEVE, "sieve": Array<u64> =
         Array::with_max_entries(size::sieve_words(size::SESSIONS_DEFAULT), 0);
+    AGENDA, "agenda": Array<Note> =
+        Array::with_max_entries(agenda::places(size::SESSIONS_DEFAULT) + 1, BPF_F_MMAPABLE);
     BINDINGS, "bindings": HashMap<BindingKey, BindingImage> =
         HashMap::with_max_entries(2 * size::SESSIONS_DEFAULT, BPF_F_NO_PREALLOC);
     PERMITS, "permits": HashMap<PermitKey, u32> =

@@ -13,6 +13,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use nat_common::{
+    agenda::Note,
     answer,
     env::{Clock as _, Packet, Tables as _},
     flow::FlowKey,
@@ -24,7 +25,8 @@ use nat_common::{
         hold::{self, GivenUp, Returned},
         inbound, open, open_busy,
         plain::{self, First, Forwarded},
-        reap, request, seek, send, stateless, verify,
+        reap::{self, Look},
+        request, seek, send, stateless, verify,
     },
     verdict::{DropReason, Verdict},
 };
@@ -289,10 +291,26 @@ extern "C" fn reap_key(index: u64, round: *mut Round) -> u64 {
     let frame = Frame::new(XdpContext::new(round.ctx));
     let kernel = Kernel::new(round.ctx.cast());
     let Some(key) = frame.list_entry::<FlowKey>(size_of_head(), index as usize) else { return 1 };
-    round.ended += u32::from(reap::one(&kernel, round.op, &key));
+    if round.op != request::LOOK {
+        round.ended += u32::from(reap::one(&kernel, round.op, &key));
+        return 0;
+    }
+    let note = Note(key);
+    let ticks = match reap::look(&kernel, &note) {
+        Look::Gone => request::GONE,
+        Look::Later(ticks) => ticks,
+        Look::Over => {
+            let ended = reap::one(&kernel, request::EXPIRE, &note.key());
+            round.ended += u32::from(ended);
+            // A packet may have come in between.
+            if ended { request::GONE } else { 1 }
+        }
+    };
+    frame.set_list_entry(ANSWERS, index as usize, ticks);
     0
 }
 
+const ANSWERS: usize = core::mem::offset_of!(ReapRequest, answers);
 const REQUEST_OP: usize = core::mem::offset_of!(ReapRequest, op);
 
 const fn size_of_head() -> usize {

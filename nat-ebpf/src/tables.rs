@@ -4,9 +4,10 @@ use core::{cell::Cell, ffi::c_void};
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_loop, maps::lpm_trie::Key};
 use nat_common::{
+    agenda::{self, Head, Note},
     cache::{Slot, SlotImage},
     counters::Counters,
-    env::{InsertError, Tables},
+    env::{Atomics as _, InsertError, Tables},
     flow::FlowKey,
     maps::INTERFACE_SLOTS,
     net::Ip4,
@@ -28,10 +29,10 @@ use nat_common::{
 };
 
 use crate::maps::{
-    ADDRESSES, BINDINGS, BUSY_PORTS, CONTROL, COUNTERS, DRAFT, EXEMPT, FLOW_CACHE, FORWARDS,
-    FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, ONE_TO_ONE, OTHER_LINKS, PAIRS, PERMITS,
-    POOL_MEMBERS, POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS, REFUSED_PORTS, SESSIONS,
-    SIEVE, SNAT,
+    ADDRESSES, AGENDA, BINDINGS, BUSY_PORTS, CONTROL, COUNTERS, DRAFT, EXEMPT, FLOW_CACHE,
+    FORWARDS, FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, ONE_TO_ONE, OTHER_LINKS,
+    PAIRS, PERMITS, POOL_MEMBERS, POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS, REFUSED_PORTS,
+    SESSIONS, SIEVE, SNAT,
 };
 
 /// The kernel as the engine's surroundings. Holds the context for the helpers that want it.
@@ -186,6 +187,26 @@ impl Tables for Kernel {
     #[inline(always)]
     fn session_insert(&self, key: &FlowKey, value: &SessionImage) -> Result<(), InsertError> {
         inserted(SESSIONS.insert(key, value, NOEXIST))
+    }
+
+    #[inline(always)]
+    fn note(&self, note: Note) {
+        let Some(head) = AGENDA.get_ptr_mut(0) else { return };
+        // SAFETY: the place is the head's; the count is changed atomically, the mask once, by the
+        // daemon.
+        let (count, mask) = unsafe {
+            let head = head.cast::<Head>();
+            (&*(&raw const (*head).count).cast::<Cell<u64>>(), (*head).mask)
+        };
+        if mask == 0 {
+            return;
+        }
+        let number = Self::fetch_add(count, 1);
+        if let Some(place) = AGENDA.get_ptr_mut(agenda::place(number, mask)) {
+            // SAFETY: nobody else has this number; who comes a whole round later may write in between,
+            // and then the daemon knows that this one is lost.
+            unsafe { *place = note };
+        }
     }
 
     #[inline(always)]

@@ -1,91 +1,108 @@
-//! The sweep: finds sessions whose time is up, and bindings without sessions, and has them ended.
+//! The sweep: finds sessions whose time is up, ports that have rested, and bindings without sessions,
+//! and has them ended.
 //!
-//! This side only proposes, from copies that may be old; the reaper in the kernel looks again and
-//! decides. The contract allows a session a tenth of its timeout, or 2 s, beyond it: the walk over
-//! the table is spread over as much of that as is safe, a slice at a time.
+//! The daemon knows every session by name: from a walk over the table when it starts, and from then
+//! on by what the dataplane notes ([`nat_common::agenda`]). Each is filed under the second in which
+//! its time can be up at the earliest, and looked at then: in the flow cache, which costs little, and
+//! by the reaper in the kernel where that does not say that it lives. A state may change meanwhile to
+//! one with a shorter timeout, so nothing is filed further away than the shortest of its protocol.
+//!
+//! This side only proposes; the reaper decides. The contract allows a session a tenth of its timeout,
+//! or 2 s, beyond it. A walk is spread over as much of that as is safe, a slice at a time.
 
-use std::time::{Duration, Instant};
+mod cost;
+mod judge;
+mod walk;
+mod wheel;
+
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
 use nat_common::{
+    agenda::Note,
     flow::{FlowKey, Tuple},
     rules::Control,
-    session::{BindingImage, BindingKey, SessionImage, State},
-    stage::{end::in_time, request},
+    session::{BindingImage, BindingKey, State},
+    stage::request,
 };
-use nix::time::{ClockId, clock_gettime};
 
-use crate::datapath::{BATCH, BindingBatches, Datapath, DatapathError, SessionBatches};
+use self::{
+    cost::{Cost, thread_time},
+    judge::{Judged, Shortest, first_look, is_later, judge, seconds},
+    walk::Walk,
+    wheel::Wheel,
+};
+use crate::datapath::{Agenda, BindingBatches, Datapath, DatapathError, Taken};
 
-/// However long the timeouts, a walk takes no longer: resting ports and flushed tables wait for it.
-const LONGEST_WALK: Duration = Duration::from_secs(10);
+/// What may have gone astray is found by a walk, which begins no sooner after the last one.
+const WALK_EVERY: Duration = Duration::from_secs(600);
 /// Walks over the bindings begin no sooner after one another.
 const BINDINGS_EVERY: Duration = Duration::from_secs(5);
 /// `step` is called in a row at least this often.
 const TICK: Duration = Duration::from_secs(1);
+/// After so long a slice gives way; what it has begun takes some tens of microseconds more.
+const SLICE: Duration = Duration::from_micros(400);
+/// Notes that are taken in one slice.
+const HEARD: usize = 8192;
+/// Notes that are looked at between two looks at the clock.
+const LOOKED: usize = request::BATCH;
+/// Times the room of the agenda, which has some for a quarter of all sessions: more notes than these are mostly
+/// of sessions that have ended early.
+const CROWD: usize = 16;
 
 /// Where the sweep stands. Call [`Sweeper::step`] every second, and again while it says so.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sweeper {
-    sessions: Option<Walk<SessionBatches>>,
+    began: Instant,
+    agenda: Option<Agenda>,
+    wheel: Wheel,
+    walk: Option<Walk>,
+    walked: Option<Instant>,
+    /// Something was missed, or the timeouts are others.
+    wants_walk: bool,
     bindings: Option<BindingBatches>,
     bindings_walked: Option<Instant>,
     /// Entries that the last whole walk met.
     last_size: usize,
-    /// Entries that this walk may meet: those, and what has come since.
-    expected: usize,
-    /// Sessions that had ever been made when the last walk that met none began: an empty table
-    /// need not be walked again, which is not free, its buckets being many.
-    empty_since: Option<u64>,
-    created: u64,
-    /// Entries of this walk, and of it in the current second.
-    met: usize,
-    met_in_tick: usize,
+    /// As of this second.
+    control: Option<Control>,
     tick: Option<Instant>,
+    /// Of this second's looks.
     cost: Cost,
-    /// Processor time of the last whole walk over the sessions.
-    last_walk: Duration,
+    last_second: Duration,
+    notes: Vec<Note>,
+    /// Those that are being looked at.
+    due: Vec<Note>,
+    /// Those that the reaper is to be asked about.
+    asked: Vec<Note>,
     /// Sessions and resting ports ended since the start.
     pub ended: u64,
 }
 
-/// What a walk over the sessions has taken of this thread so far.
-#[derive(Debug, Default)]
-struct Cost {
-    slices: u32,
-    cpu: Duration,
-    longest: Duration,
-    ended: u64,
-}
-
-impl Cost {
-    fn add(&mut self, slice: Duration) {
-        self.slices += 1;
-        self.cpu += slice;
-        self.longest = self.longest.max(slice);
+impl Default for Sweeper {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            agenda: None,
+            wheel: Wheel::default(),
+            walk: None,
+            walked: None,
+            wants_walk: true,
+            bindings: None,
+            bindings_walked: None,
+            last_size: 0,
+            control: None,
+            tick: None,
+            cost: Cost::default(),
+            last_second: Duration::ZERO,
+            notes: Vec::new(),
+            due: Vec::new(),
+            asked: Vec::new(),
+            ended: 0,
+        }
     }
-
-    /// `cargo xtask bench` reads this line.
-    fn report(&self, entries: usize) {
-        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-        log::debug!(
-            "sweep: {entries} entries, {:.3} ms of CPU in {} slices, the longest {:.3} ms, {} ended",
-            milliseconds(self.cpu),
-            self.slices,
-            milliseconds(self.longest),
-            self.ended
-        );
-    }
-}
-
-/// Processor time of this thread; without it in the log where the kernel does not tell.
-fn thread_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
-}
-
-#[derive(Debug)]
-struct Walk<B> {
-    batches: B,
-    control: Control,
 }
 
 impl Sweeper {
@@ -95,75 +112,203 @@ impl Sweeper {
     /// Where the tables cannot be read; none is expected.
     pub fn step(&mut self, datapath: &Datapath) -> Result<bool, DatapathError> {
         if self.tick.is_none_or(|tick| tick.elapsed() >= TICK) {
-            self.tick = Some(Instant::now());
-            self.met_in_tick = 0;
+            self.begin_second(datapath)?;
         }
         if self.bindings.is_some() {
             return self.binding_slice(datapath);
         }
-        if self.sessions.is_none() && self.bindings_are_due() {
+        if self.bindings_walked.is_none_or(|walked| walked.elapsed() >= BINDINGS_EVERY) {
             self.bindings_walked = Some(Instant::now());
             self.bindings = Some(datapath.bindings()?);
             return Ok(true);
         }
+        let Some(control) = self.control else { return Ok(false) };
         let (before, ended) = (thread_time(), self.ended);
-        let more = self.session_slice(datapath)?;
-        if self.sessions.is_some() {
-            self.cost.add(thread_time().saturating_sub(before));
-            self.cost.ended += self.ended - ended;
-        } else if self.cost.slices > 0 {
-            self.cost.report(self.last_size);
-            self.last_walk = self.cost.cpu;
-            self.cost = Cost::default();
-        }
-        Ok(more)
+        let walking = self.walk.as_ref().is_some_and(|walk| walk.has_time(&control));
+        let more =
+            if walking { self.walk_on(datapath, &control) } else { self.look(datapath, &control) };
+        let cost = match &mut self.walk {
+            Some(walk) if walking => &mut walk.cost,
+            _ => &mut self.cost,
+        };
+        cost.add(thread_time().saturating_sub(before));
+        cost.ended += self.ended - ended;
+        self.end_walk();
+        more
     }
 
-    /// Processor time that the last whole walk over the sessions took.
+    /// Processor time that looking at sessions took in the last second in which that was over.
     #[must_use]
-    pub const fn last_walk(&self) -> Duration {
-        self.last_walk
+    pub const fn last_second(&self) -> Duration {
+        self.last_second
     }
 
-    fn session_slice(&mut self, datapath: &Datapath) -> Result<bool, DatapathError> {
-        let walk = match &mut self.sessions {
-            Some(walk) => walk,
-            // A walk begins with a second, so that there is at most one in each.
-            None if self.met_in_tick > 0 => return Ok(false),
-            None => {
-                let before = self.created;
-                self.created = datapath.counters()?.sessions_created;
-                let fresh = self.created.saturating_sub(before).saturating_mul(2);
-                self.expected = self.last_size.saturating_add(fresh as usize);
-                if self.empty_since == Some(self.created) {
-                    return Ok(false);
-                }
-                self.met = 0;
-                let (batches, control) = (datapath.sessions()?, datapath.control()?);
-                self.sessions.insert(Walk { batches, control })
+    fn second(&self) -> u64 {
+        self.began.elapsed().as_secs()
+    }
+
+    fn begin_second(&mut self, datapath: &Datapath) -> Result<(), DatapathError> {
+        let cost = mem::take(&mut self.cost);
+        self.last_second = cost.cpu;
+        if cost.looks > 0 {
+            cost.report("sweep", self.wheel.len());
+        }
+        self.tick = Some(Instant::now());
+        let control = datapath.control()?;
+        let before = self.control.replace(control);
+        self.wants_walk |= before.is_some_and(|before| {
+            (before.timeouts, before.port_hold) != (control.timeouts, control.port_hold)
+        });
+        match &mut self.agenda {
+            Some(agenda) => {
+                agenda.look();
+                self.wants_walk |= self.wheel.len() > CROWD * agenda.room();
             }
-        };
-        let control = walk.control;
-        let now = datapath.now()?;
-        let Some(batch) = walk.batches.next_batch()? else {
-            self.sessions = None;
-            self.last_size = self.met;
-            self.empty_since = (self.met == 0).then_some(self.created);
-            self.met_in_tick += 1;
-            return Ok(false);
-        };
-        self.met += batch.len();
-        self.met_in_tick += batch.len();
-        let candidates: Vec<FlowKey> = batch
-            .filter(|(_, session)| is_candidate(&control, session, now))
-            .map(|(key, _)| key)
-            .collect();
-        self.ended += u64::from(datapath.reap(request::EXPIRE, &candidates)?);
-        Ok(self.met_in_tick < share(self.expected, walk_time(&control)))
+            None => self.agenda = Some(datapath.agenda()?),
+        }
+        if let Some(walk) = &mut self.walk {
+            walk.met_in_tick = 0;
+        } else if self.wants_walk || self.walked.is_none_or(|it| it.elapsed() >= WALK_EVERY) {
+            self.begin_walk(datapath)?;
+        }
+        Ok(())
     }
 
-    fn bindings_are_due(&self) -> bool {
-        self.bindings_walked.is_none_or(|walked| walked.elapsed() >= BINDINGS_EVERY)
+    /// From here on everything is filed anew: what is there by the walk, what comes by its note.
+    fn begin_walk(&mut self, datapath: &Datapath) -> Result<(), DatapathError> {
+        self.wants_walk = false;
+        self.walked = Some(Instant::now());
+        self.wheel.clear();
+        self.due.clear();
+        self.asked.clear();
+        if let Some(agenda) = &mut self.agenda {
+            agenda.skip();
+        }
+        let counters = datapath.counters()?;
+        let there = counters.sessions_created.saturating_sub(counters.sessions_ended) as usize;
+        self.walk = Some(Walk {
+            batches: datapath.sessions()?,
+            expected: self.last_size.max(there.saturating_mul(2)),
+            met: 0,
+            met_in_tick: 0,
+            began: datapath.now()?,
+            cost: Cost::default(),
+        });
+        Ok(())
+    }
+
+    fn walk_on(&mut self, datapath: &Datapath, control: &Control) -> Result<bool, DatapathError> {
+        let (second, now, shortest) = (self.second(), datapath.now()?, Shortest::new(control));
+        let Some(walk) = &mut self.walk else { return Ok(false) };
+        let Some(batch) = walk.batches.next_batch()? else {
+            walk.met_in_tick = usize::MAX;
+            return Ok(true);
+        };
+        walk.met += batch.len();
+        walk.met_in_tick += batch.len();
+        walk.cost.looks += batch.len();
+        let mut candidates = Vec::new();
+        for (key, session) in batch {
+            let (word, due) = match judge(control, &session, now) {
+                // What the wheel does not know, or cannot: a half that has lost the other.
+                Judged::Over if !session.is_outbound() => {
+                    candidates.push(key);
+                    continue;
+                }
+                Judged::Over => (session.word(), second),
+                // It is noted.
+                Judged::Left(_) if is_later(session.created, walk.began) => continue,
+                Judged::Left(ticks) => {
+                    let ticks = ticks.min(shortest.of(key.protocol));
+                    (session.word(), second + seconds(control, ticks))
+                }
+                Judged::Other => continue,
+            };
+            let rests = word.state() == State::Dead;
+            let note = if rests { Note::resting(&key, word) } else { Note::of(&key, word) };
+            self.wheel.file(due, note);
+        }
+        self.ended += u64::from(datapath.reap(request::EXPIRE, &candidates)?);
+        Ok(true)
+    }
+
+    fn end_walk(&mut self) {
+        if let Some(walk) = self.walk.take_if(|walk| walk.met_in_tick == usize::MAX) {
+            self.last_size = walk.met;
+            walk.cost.report("walk", walk.met);
+        }
+    }
+
+    /// Files what was noted, and looks at what is due.
+    fn look(&mut self, datapath: &Datapath, control: &Control) -> Result<bool, DatapathError> {
+        let (second, shortest) = (self.second(), Shortest::new(control));
+        if self.hear(second, control, &shortest) {
+            return Ok(true);
+        }
+        let began = Instant::now();
+        let now = datapath.now()?;
+        while began.elapsed() < SLICE {
+            if self.due.is_empty() && !self.wheel.take(second, &mut self.due) {
+                self.ask(datapath, second, control, &shortest)?;
+                return Ok(!self.asked.is_empty());
+            }
+            let from = self.due.len().saturating_sub(LOOKED);
+            self.cost.looks += self.due.len() - from;
+            let seen = datapath.seen_by_cache(&self.due[from..]);
+            for (note, seen) in self.due.drain(from..).zip(seen) {
+                match seen.map(|seen| shortest.left(note.0.protocol, seen, now)) {
+                    Some(left) if left >= control.hz => {
+                        self.wheel.file(second + seconds(control, left), note);
+                    }
+                    _ => self.asked.push(note),
+                }
+            }
+            if self.asked.len() >= request::BATCH {
+                self.ask(datapath, second, control, &shortest)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Files what was noted. True: there is more of that.
+    fn hear(&mut self, second: u64, control: &Control, shortest: &Shortest) -> bool {
+        let Some(agenda) = &mut self.agenda else { return false };
+        let taken = agenda.take(HEARD, &mut self.notes);
+        if taken == Taken::Lost {
+            log::debug!("more sessions came in a second than there is room to note");
+            self.wants_walk = true;
+        }
+        for note in self.notes.drain(..) {
+            let rests = if note.rests() { control.port_hold } else { u32::MAX };
+            let due = first_look(control, shortest.of(note.0.protocol).min(rests));
+            self.wheel.file(second + due, note);
+        }
+        taken == Taken::More
+    }
+
+    /// Has the reaper look at what the cache does not know, as much as goes into a request.
+    fn ask(
+        &mut self,
+        datapath: &Datapath,
+        second: u64,
+        control: &Control,
+        shortest: &Shortest,
+    ) -> Result<(), DatapathError> {
+        let from = self.asked.len().saturating_sub(request::BATCH);
+        let notes = &self.asked[from..];
+        if notes.is_empty() {
+            return Ok(());
+        }
+        self.cost.asked += notes.len();
+        let (ended, answers) = datapath.look(notes)?;
+        self.ended += u64::from(ended);
+        for (note, ticks) in self.asked.drain(from..).zip(answers) {
+            if ticks != request::GONE {
+                let ticks = ticks.min(shortest.of(note.0.protocol));
+                self.wheel.file(second + seconds(control, ticks), note);
+            }
+        }
+        Ok(())
     }
 
     fn binding_slice(&mut self, datapath: &Datapath) -> Result<bool, DatapathError> {
@@ -179,19 +324,6 @@ impl Sweeper {
     }
 }
 
-/// Whether the reaper should look at this entry: its own time is up (the other half may still
-/// hold the session), or it only rests a port and has rested long enough.
-fn is_candidate(control: &Control, session: &SessionImage, now: u32) -> bool {
-    let word = session.word();
-    match word.state() {
-        State::Dead if !session.is_outbound() => {
-            let age = now.wrapping_sub(word.seen());
-            age >= control.port_hold && age <= u32::MAX / 2
-        }
-        _ => !in_time(control, word, now),
-    }
-}
-
 /// As the reaper wants it: the private endpoint as source, the public one as destination.
 fn idle_binding(key: &BindingKey, binding: &BindingImage) -> Option<FlowKey> {
     (key.inbound == 0 && binding.refs == 0).then(|| {
@@ -201,71 +333,19 @@ fn idle_binding(key: &BindingKey, binding: &BindingImage) -> Option<FlowKey> {
     })
 }
 
-/// How long one walk over all sessions may take, so that none outlives its time by more than the
-/// larger of a tenth of it and 2 s.
-fn walk_time(control: &Control) -> Duration {
-    let hz = control.hz.max(1);
-    let timeouts = control.timeouts.iter().filter(|timeout| **timeout > 0);
-    let shortest = timeouts.min().map_or(0, |timeout| timeout / hz);
-    // Two seconds for the refresh interval, the call's own second, and the slices themselves.
-    let slack = u64::from(shortest / 10).max(2);
-    Duration::from_secs(slack.saturating_sub(2)).clamp(TICK, LONGEST_WALK)
-}
-
-/// Entries of one second, for a table of `size` to be walked in `time`: at least a few batches, so
-/// that a small table is walked at once. A walk of one second has no limit.
-fn share(size: usize, time: Duration) -> usize {
-    if time <= TICK {
-        return usize::MAX;
-    }
-    (size / time.as_secs().max(1) as usize).max(16 * BATCH)
-}
-
 #[cfg(test)]
 mod tests {
     use bytemuck::Zeroable as _;
-    use nat_common::{
-        net::{Ip4, Port, proto},
-        session::{Word, flags},
-    };
+    use nat_common::net::{Ip4, Port, proto};
 
     use super::*;
 
-    const HZ: u32 = 250;
+    pub(super) const HZ: u32 = 250;
 
-    fn control(timeout_s: u32) -> Control {
+    pub(super) fn control(timeout_s: u32) -> Control {
         let mut control = Control { hz: HZ, refresh: HZ / 4, ..Control::zeroed() };
         control.timeouts[State::Udp as usize] = timeout_s * HZ;
         control
-    }
-
-    fn session(state: State, seen: u32, flags: u8) -> SessionImage {
-        SessionImage { word: Word::new(state, 0, seen).0, flags, ..SessionImage::zeroed() }
-    }
-
-    #[test]
-    fn a_session_is_proposed_after_its_timeout_and_not_before() {
-        let control = control(60);
-        let seen = u32::MAX - 100; // the ticks wrap in between
-        let session = session(State::Udp, seen, flags::OUTBOUND);
-        let last = seen.wrapping_add(60 * HZ + HZ / 4);
-        assert!(!is_candidate(&control, &session, seen));
-        assert!(!is_candidate(&control, &session, last));
-        assert!(is_candidate(&control, &session, last.wrapping_add(1)));
-    }
-
-    #[test]
-    fn a_packet_seen_a_moment_ahead_of_this_clock_keeps_its_session() {
-        let session = session(State::Udp, 1001, flags::OUTBOUND);
-        assert!(!is_candidate(&control(1), &session, 1000));
-    }
-
-    #[test]
-    fn a_port_at_rest_is_proposed_when_its_hold_is_over() {
-        let control = Control { port_hold: 120 * HZ, ..control(60) };
-        let inbound = session(State::Dead, 1000, 0);
-        assert!(!is_candidate(&control, &inbound, 1000 + 120 * HZ - 1));
-        assert!(is_candidate(&control, &inbound, 1000 + 120 * HZ));
     }
 
     #[test]
@@ -286,19 +366,5 @@ mod tests {
         assert_eq!((proposed.tuple.sport, proposed.tuple.dport), (key.port, idle.port));
         assert_eq!(idle_binding(&BindingKey { inbound: 1, ..key }, &idle), None);
         assert_eq!(idle_binding(&key, &BindingImage { refs: 1, ..idle }), None);
-    }
-
-    #[test]
-    fn a_walk_is_as_slow_as_the_shortest_timeout_allows() {
-        assert_eq!(walk_time(&control(1)), Duration::from_secs(1));
-        assert_eq!(walk_time(&control(60)), Duration::from_secs(4));
-        assert_eq!(walk_time(&control(7440)), LONGEST_WALK);
-    }
-
-    #[test]
-    fn a_second_does_its_share_of_a_large_table_and_all_of_a_small_one() {
-        assert_eq!(share(4_000_000, Duration::from_secs(4)), 1_000_000);
-        assert_eq!(share(100, Duration::from_secs(4)), 16 * BATCH);
-        assert_eq!(share(4_000_000, Duration::from_secs(1)), usize::MAX);
     }
 }

@@ -120,7 +120,7 @@ fn details(encoder: &mut DescriptorEncoder<'_>, details: &Details) -> fmt::Resul
         ConstGauge::new(value).encode(family)
     };
     gauge("sessions_max", "capacity of the session table", details.sessions_max as f64)?;
-    let help = "CPU time of the last whole walk over the session table, in seconds";
+    let help = "CPU time that looking for sessions whose time is up took in the last second";
     gauge("sweep_seconds", help, details.sweep_seconds)?;
     for (key, help, value) in [
         ("log_records", "records of sessions that were written", details.log.written),

@@ -13,10 +13,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
-    maps::{HashMap, Map, MapData},
+    maps::{Array, HashMap, Map, MapData},
     programs::{SchedClassifier, TcAttachType, links::PinnedLink},
 };
 use nat_common::{
+    agenda,
     flow::{FlowKey, Tuple},
     maps,
     net::{Ip4, Port, proto},
@@ -30,7 +31,7 @@ use nat_userspace::{
     config::{self, HostView, Overrides},
     controller::{Facts, compile, plan},
     datapath::{
-        AttachMode, BATCH, Datapath, DatapathError, OpenOptions, Opened, detach_all,
+        AttachMode, BATCH, Datapath, DatapathError, OpenOptions, Opened, Taken, detach_all,
         ticks_per_second,
     },
     expire::Sweeper,
@@ -516,6 +517,44 @@ fn the_sweep_ends_what_is_over_and_leaves_what_either_direction_keeps() -> Resul
         assert_eq!(datapath.session(&inbound(&key))?.is_some(), lives, "{key:?}");
     }
     assert_eq!(datapath.counters()?.sessions_ended, 1);
+    Ok(())
+}
+
+#[test]
+fn what_the_dataplane_notes_is_taken_once_it_is_written_and_what_was_overwritten_is_missed()
+-> Result<()> {
+    let stage = Stage::new()?;
+    let (datapath, _) = stage.open()?;
+    let mut agenda = datapath.agenda()?;
+    let pinned = MapData::from_pin(stage.pins().join(maps::AGENDA))?;
+    let places = u64::from(pinned.info()?.max_entries()) - 1;
+    let mut ring: Array<_, [u64; 2]> = Map::Array(pinned).try_into()?;
+    assert_eq!(ring.get(&0, 0)?, [0, places - 1], "it is written to from now on");
+    let mut notes = Vec::new();
+    for number in 0..10 {
+        ring.set(agenda::place(number, places - 1), [number, 0], 0)?;
+    }
+    ring.set(0, [10, places - 1], 0)?;
+    agenda.look();
+    assert_eq!(agenda.take(100, &mut notes), Taken::All);
+    assert!(notes.is_empty(), "they may not be written yet");
+    agenda.look();
+    assert_eq!(agenda.take(7, &mut notes), Taken::More);
+    assert_eq!(agenda.take(7, &mut notes), Taken::All);
+    let numbers: Vec<u64> =
+        notes.iter().map(|note| bytemuck::cast::<_, [u64; 2]>(*note)[0]).collect();
+    assert_eq!(numbers, (0..10).collect::<Vec<_>>());
+    notes.clear();
+    ring.set(0, [11 + places, places - 1], 0)?;
+    agenda.look();
+    agenda.look();
+    assert_eq!(agenda.take(100, &mut notes), Taken::Lost);
+    assert!(notes.is_empty());
+    ring.set(0, [12 + places, places - 1], 0)?;
+    agenda.look();
+    agenda.look();
+    assert_eq!(agenda.take(100, &mut notes), Taken::All);
+    assert_eq!(notes.len(), 1, "and it goes on from there");
     Ok(())
 }
 

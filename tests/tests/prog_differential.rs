@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result};
 use nat_common::{
+    agenda::Note,
     counters::Counters,
     env::Tables as _,
     flow::FlowKey,
@@ -21,7 +22,7 @@ use nat_tests::{
     kernel::{Arms, HOST, Kernel, OTHER_HOST, SERVER, action},
     mirror::{entries_of_host, entry_of_kernel, mirror},
 };
-use nat_userspace::datapath::RunResult;
+use nat_userspace::datapath::{Agenda, RunResult, Taken};
 use rstest::rstest;
 
 const SESSIONS: u32 = 16384;
@@ -41,6 +42,7 @@ struct Twins {
     kernel: Kernel,
     host: World,
     counted: Counters,
+    agenda: Agenda,
 }
 
 impl Twins {
@@ -52,7 +54,8 @@ impl Twins {
         kernel.datapath.set_routing(true)?;
         let host = mirror(&kernel)?;
         let counted = kernel.counters()?;
-        Ok(Self { hook, kernel, host, counted })
+        let agenda = kernel.datapath.agenda()?;
+        Ok(Self { hook, kernel, host, counted, agenda })
     }
 
     fn ingress(&self, inside: bool) -> u32 {
@@ -147,6 +150,11 @@ impl Twins {
     }
 }
 
+/// What the sweep is to look at: sessions that were opened, and ports that rest. The rest of a note is chance.
+fn noted(notes: &[Note]) -> Vec<(FlowKey, bool)> {
+    notes.iter().map(|note| (note.key(), note.rests())).collect()
+}
+
 /// The identification that translated fragments get.
 fn without_chance(frame: &mut [u8]) {
     let fragment = frame.len() > 34 && (frame[20] & 0x3f != 0 || frame[21] != 0);
@@ -212,6 +220,14 @@ fn everything_agrees(hook: Hook, arms: Arms, gateway: &str, pool: &str, seed: u6
     twins.sessions_agree()?;
     let totals = twins.kernel.counters()?;
     assert_eq!(totals.sessions_created, totals.sessions_ended);
+
+    let mut notes = Vec::new();
+    // What had been counted by the call before is written by now.
+    (0..2).for_each(|_| twins.agenda.look());
+    assert_eq!(twins.agenda.take(usize::MAX, &mut notes), Taken::All);
+    assert_eq!(noted(&notes), noted(&twins.host.agenda.borrow()));
+    let opened = notes.iter().filter(|note| !note.rests()).count();
+    assert_eq!(u64::try_from(opened)?, totals.sessions_created);
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use std::{
 use bytemuck::Zeroable;
 
 use crate::{
+    agenda::Note,
     cache::Slot,
     counters::Counters,
     env::{Clock, InsertError, Tables},
@@ -77,6 +78,8 @@ pub struct World {
     pub cache: Vec<Slot>,
     /// As long as its mask says, or empty: then there is none.
     pub sieve: Vec<Cell<u64>>,
+    /// What the sweep has to look at.
+    pub agenda: RefCell<Vec<Note>>,
     pub bindings: Shared<BindingKey, Binding>,
     pub hosts: Shared<HostKey, Host>,
     pub busy: Shared<BusyKey, PortSet>,
@@ -122,6 +125,7 @@ impl Default for World {
             sessions: RefCell::default(),
             cache: Vec::new(),
             sieve: Vec::new(),
+            agenda: RefCell::default(),
             bindings: RefCell::default(),
             hosts: RefCell::default(),
             busy: RefCell::default(),
@@ -238,6 +242,10 @@ impl Tables for World {
 
     fn session_insert(&self, key: &FlowKey, image: &SessionImage) -> Result<(), InsertError> {
         insert(&self.sessions, self.session_capacity, *key, session(image))
+    }
+
+    fn note(&self, note: Note) {
+        self.agenda.borrow_mut().push(note);
     }
 
     fn session_remove(&self, key: &FlowKey) -> bool {

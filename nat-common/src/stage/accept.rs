@@ -1,6 +1,7 @@
 //! A session opened from outside, for the receiver that `inbound` found.
 
 use crate::{
+    agenda::Note,
     env::{Env, InsertError, Packet},
     flow::Tuple,
     maps::stage,
@@ -145,6 +146,9 @@ fn accept<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed, receiver:
         {
             E::add(count, 1);
         }
+    }
+    if let Some(word) = env.draft(|draft| draft.word) {
+        env.note(Note::of(&outbound_key, Word(word)));
     }
     let lost = report::opened(env, &outbound_key, outward.tuple, receiver.flags, state, now);
     env.counters(|counters| {

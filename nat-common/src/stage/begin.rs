@@ -6,6 +6,7 @@
 //! Only whole packets come here, UDP or a SYN, that the first look (`stage/plain.rs`) knows to have no session.
 
 use crate::{
+    agenda::Note,
     answer,
     checksum::Sum,
     env::{Env, Packet},
@@ -16,7 +17,7 @@ use crate::{
     port::Take,
     refusal,
     rules::{Control, Pool, pool},
-    session::{State, flags},
+    session::{State, Word, flags},
     stage::{
         Hop, Side, Step, deliver, direction,
         open::{self, Attempt, Endpoint, Plan},
@@ -186,6 +187,7 @@ fn begin<P: Packet, E: Env>(
                 // Of which one may be a segment size to clamp.
                 return Step::Go(stage::SEND);
             }
+            env.note(Note::of(&parsed.key, Word::new(plan.state, plan.random, plan.now)));
             let (verdict, side) = direction(plan.flags);
             match deliver::send::<P, E, false, false>(
                 packet, env, parsed, &rewrite, hop, side, verdict,

@@ -1,6 +1,7 @@
 //! The end of a session: only by time, by command, or when its own side starts anew.
 
 use crate::{
+    agenda::Note,
     cache,
     env::Env,
     flow::FlowKey,
@@ -25,6 +26,18 @@ pub fn in_time(control: &Control, word: Word, now: u32) -> bool {
     // the future is a packet on another CPU a moment ago.
     let age = now.wrapping_sub(word.seen());
     age > u32::MAX / 2 || age <= timeout.saturating_add(control.refresh)
+}
+
+/// Ticks for which an entry of this word will still be in time; 0: it is not.
+#[inline(always)]
+pub fn left(control: &Control, word: Word, now: u32) -> u32 {
+    if !in_time(control, word, now) {
+        return 0;
+    }
+    let Some(timeout) = control.timeouts.get(usize::from(word.state_bits())) else { return 0 };
+    let age = now.wrapping_sub(word.seen());
+    let age = if age > u32::MAX / 2 { 0 } else { age };
+    timeout.saturating_add(control.refresh).saturating_sub(age).saturating_add(1)
 }
 
 /// Whether the session lives: either direction keeps it.
@@ -111,6 +124,8 @@ pub fn end<E: Env>(env: &E, key: &FlowKey, now: u32, only_expired: bool) -> bool
     if hold == 0 || session_flags & (flags::FORWARD | flags::BINDING) != 0 {
         sieve::remove(env, &partner_key);
         free_port(env, &partner_key);
+    } else if let Some((_, word)) = revived {
+        env.note(Note::resting(&partner_key, word));
     }
     release(env, key, session_flags, pool, now);
     env.counters(|counters| {

@@ -1,6 +1,7 @@
 //! The reaper: ends what the daemon found to be over. The daemon proposes, this decides.
 
 use crate::{
+    agenda::Note,
     cache,
     env::Env,
     flow::FlowKey,
@@ -19,6 +20,49 @@ pub fn one<E: Env>(env: &E, op: u32, key: &FlowKey) -> bool {
         request::UNBIND => unbind(env, key, now),
         _ => false,
     }
+}
+
+/// What is to be done about a note.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// Nothing more: the entry is gone, or another one has its key, which has a note of its own.
+    Gone,
+    /// To be looked at again after so many ticks.
+    Later(u32),
+    /// Its time is up: [`one`] is to end it. A port that rests after that has a note of its own.
+    Over,
+}
+
+/// Looks at the entry that is meant by a note.
+#[inline(always)]
+pub fn look<E: Env>(env: &E, note: &Note) -> Look {
+    let (now, key) = (env.now(), note.key());
+    let Some(control) = env.control() else { return Look::Gone };
+    let Some(entry) = env.session(&key) else { return Look::Gone };
+    let word = entry.word();
+    if !note.means(word) {
+        return Look::Gone;
+    }
+    if word.state() == State::Dead {
+        let age = now.wrapping_sub(word.seen());
+        return match control.port_hold.checked_sub(age) {
+            None | Some(0) => Look::Over,
+            Some(left) => Look::Later(left),
+        };
+    }
+    // Mostly that is enough, and what is in no cache line of the processor's is dear.
+    let own = end::left(control, word, now);
+    if own > control.hz {
+        return Look::Later(own);
+    }
+    cache::settle(env, control, &key, entry);
+    let mut left = end::left(control, entry.word(), now);
+    let partner_key = key.with(entry.tuple.reversed());
+    if let Some(partner) = env.session(&partner_key) {
+        cache::settle(env, control, &partner_key, partner);
+        left = left.max(end::left(control, partner.word(), now));
+    }
+    if left == 0 { Look::Over } else { Look::Later(left) }
 }
 
 #[inline(always)]

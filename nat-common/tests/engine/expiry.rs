@@ -1,14 +1,21 @@
 //! Time: no session ends before its timeout, none lives long beyond it.
 
 use nat_common::{
+    agenda::Note,
     env::Tables as _,
-    host::packet::{Endpoint, Packet},
+    host::packet::{Endpoint, Packet, Payload},
+    rules::pool,
     session::State,
-    stage::{reap, request},
+    stage::{
+        reap::{self, Look},
+        request,
+    },
     verdict::{DropReason, Verdict},
 };
 
-use crate::gateway::{ESTABLISHED, Gateway, HOST, HZ, OTHER_HOST, OTHER_REMOTE, POOL, REMOTE, key};
+use crate::gateway::{
+    ESTABLISHED, Gateway, HOST, HZ, OTHER_HOST, OTHER_REMOTE, POOL, REMOTE, SYN, key,
+};
 
 const FROM: Endpoint = (HOST, 5000);
 const TO: Endpoint = (REMOTE, 53);
@@ -180,6 +187,100 @@ fn under_endpoint_independent_mapping_a_flow_goes_on_after_its_session_expired()
             "the binding rests with its host"
         );
     }
+}
+
+/// What the sweep is told to look at, and what it finds of each.
+fn looks(gateway: &Gateway) -> Vec<(Note, Look)> {
+    let notes = gateway.world.agenda.take();
+    notes.into_iter().map(|note| (note, reap::look(&gateway.world, &note))).collect()
+}
+
+#[test]
+fn a_new_session_is_noted_once_and_looked_at_when_its_time_may_be_up() {
+    let mut gateway = Gateway::two_armed();
+    gateway.sent_out(&request());
+    let [(note, found)] = looks(&gateway)[..] else { panic!("one note") };
+    assert_eq!(note.key(), key(&request()));
+    let whole = ESTABLISHED * HZ + REFRESH + 1;
+    assert_eq!(found, Look::Later(whole));
+    gateway.pass(100 * HZ);
+    gateway.sent_back(&reply());
+    gateway.pass(300 * HZ);
+    let look = || reap::look(&gateway.world, &note);
+    assert_eq!(look(), Look::Later(whole - 300 * HZ), "by the answer that came");
+    gateway.pass(whole - 300 * HZ);
+    let look = || reap::look(&gateway.world, &note);
+    assert_eq!(look(), Look::Over);
+    assert!(reap::one(&gateway.world, request::EXPIRE, &note.key()));
+    assert_eq!(look(), Look::Gone);
+    gateway.sent_out(&request());
+    assert_eq!(look(), Look::Gone, "the next one of the same key has a note of its own");
+    assert_eq!(looks(&gateway).len(), 1);
+}
+
+#[test]
+fn by_whatever_way_a_session_is_opened_it_is_noted_once() {
+    let mut gateway = Gateway::two_armed();
+    // By the general way, and between hosts that are known; with a segment size to clamp; from outside.
+    for port in 5000..5003 {
+        gateway.sent_out(&Packet::udp((HOST, port), TO));
+        gateway.sent_out(&Packet::tcp((HOST, port), (REMOTE, 80), SYN));
+    }
+    let (sport, dport, options) = (6000, 80, vec![2, 4, 5, 180]);
+    let syn = Payload::Tcp { sport, dport, flags: SYN, seq: 1, ack: 0, options };
+    gateway.sent_out(&Packet { data: Vec::new(), ..Packet::new(HOST, REMOTE, syn) });
+    gateway.sent_out(&Packet::ping((HOST, 77), REMOTE));
+    gateway.sent_back(&Packet::tcp((REMOTE, 4000), (POOL, 443), SYN));
+    gateway.sent_back(&Packet::udp((REMOTE, 4000), (POOL, 8000)));
+    // Where ports are tracked.
+    gateway.limit_ports(2000, 2063);
+    for port in 2000..2064 {
+        gateway.sent_out(&Packet::udp((OTHER_HOST, 7000 + port), (OTHER_REMOTE, 9)));
+    }
+    noted_once(&gateway, 74);
+
+    // With a binding, by one that is there, from outside to one, and from one host to another.
+    let mut gateway = Gateway::rfc();
+    gateway.pool().filtering = pool::ENDPOINT_INDEPENDENT;
+    gateway.sent_out(&request());
+    gateway.sent_out(&Packet::udp(FROM, (OTHER_REMOTE, 53)));
+    gateway.sent_back(&Packet::udp((OTHER_REMOTE, 99), (POOL, 5000)));
+    assert_eq!(
+        gateway.out(&Packet::udp((OTHER_HOST, 9), (POOL, 5000))).verdict(),
+        Verdict::ToSource
+    );
+    noted_once(&gateway, 4);
+}
+
+/// There are so many sessions, and a note of each.
+fn noted_once(gateway: &Gateway, sessions: usize) {
+    let world = &gateway.world;
+    let entries = world.sessions.borrow();
+    let outbound = entries.iter().filter(|(_, session)| session.is_outbound());
+    let mut outbound: Vec<_> = outbound.map(|(key, it)| Note::of(key, it.word())).collect();
+    let mut noted = world.agenda.borrow().clone();
+    assert_eq!(outbound.len(), sessions);
+    let order = |note: &Note| bytemuck::cast::<_, [u64; 2]>(*note);
+    outbound.sort_unstable_by_key(order);
+    noted.sort_unstable_by_key(order);
+    assert_eq!(noted, outbound);
+}
+
+#[test]
+fn a_port_that_is_left_to_rest_is_noted_and_looked_at_when_it_has_rested() {
+    let mut gateway = Gateway::two_armed();
+    gateway.world.control.port_hold = 120 * HZ;
+    gateway.sent_out(&request());
+    gateway.world.agenda.take();
+    gateway.pass(360 * HZ);
+    assert_eq!(gateway.sweep(), 1);
+    let [(note, found)] = looks(&gateway)[..] else { panic!("one note") };
+    assert_eq!((note.key(), found), (key(&reply()), Look::Later(120 * HZ)));
+    assert!(note.rests(), "so it is filed under the end of its rest");
+    gateway.pass(120 * HZ);
+    assert_eq!(reap::look(&gateway.world, &note), Look::Over);
+    assert!(reap::one(&gateway.world, request::EXPIRE, &note.key()));
+    assert_eq!(gateway.entries(), 0);
 }
 
 #[test]

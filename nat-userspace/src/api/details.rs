@@ -10,7 +10,7 @@ pub struct Details {
     /// Capacity of the session table.
     pub sessions_max: u64,
     pub addresses: Vec<AddressDetail>,
-    /// What the last whole walk over the session table took of a CPU.
+    /// What looking for sessions whose time is up took of a CPU in the last second.
     pub sweep_seconds: f64,
     /// Private hosts with the most sessions, as many as the configuration asks for.
     pub top_hosts: Vec<(Ipv4Addr, u64)>,

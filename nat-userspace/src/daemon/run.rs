@@ -339,7 +339,7 @@ impl Daemon {
     fn sweep(&mut self) -> Result<()> {
         let mut gateway = lock(&self.gateway);
         self.sweeping = self.sweeper.step(&gateway.datapath)?;
-        gateway.sweep_time = self.sweeper.last_walk();
+        gateway.sweep_time = self.sweeper.last_second();
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 
 use std::{
     ffi::c_void,
+    hint::black_box,
     io,
     num::NonZeroUsize,
     path::Path,
@@ -18,6 +19,7 @@ use std::{
 
 use aya::maps::{MapData, MapInfo};
 use nat_common::{
+    agenda::Note,
     cache::{Place, SlotImage},
     flow::FlowKey,
     maps,
@@ -96,16 +98,37 @@ impl CacheReader {
         Ok(Self { memory: Arc::new(Memory { start, bytes }), control: *control })
     }
 
+    /// Reads the nearest places of a key and makes nothing of it: done for many keys in a row, the processor
+    /// waits for many of them at a time, and finds them near when each is asked for.
+    pub(super) fn fetch(&self, key: &FlowKey) -> u64 {
+        Place::of(key, &self.control).map_or(0, |place| self.touch(&place))
+    }
+
+    fn touch(&self, place: &Place) -> u64 {
+        let slots = self.memory.slots();
+        let first = |index: u32| slots.get(index as usize).map_or(0, |slot| slot[0].load(Relaxed));
+        place.ways().into_iter().take(2).fold(0, |sum, way| sum ^ first(way))
+    }
+
+    /// When packets of each of these were seen last, as far as the cache knows.
+    pub(super) fn seen(&self, notes: &[Note]) -> Vec<Option<u32>> {
+        let places: Vec<_> =
+            notes.iter().map(|note| Place::of(&note.key(), &self.control)).collect();
+        black_box(places.iter().flatten().fold(0, |sum, place| sum ^ self.touch(place)));
+        places.iter().map(|place| Some(self.taken(place.as_ref()?)?.0)).collect()
+    }
+
+    /// What the cache has of a key: when it was seen last, packets, bytes.
+    fn taken(&self, place: &Place) -> Option<(u32, u64, u64)> {
+        let ways = place.ways().into_iter();
+        let mut images = ways.filter_map(|index| self.memory.slots().get(index as usize));
+        images.find_map(|slot| place.taken(&slot.each_ref().map(|word| word.load(Relaxed))))
+    }
+
     /// Adds what the cache has taken for the session.
     pub(super) fn bring_up_to_date(&self, key: &FlowKey, session: &mut SessionImage) {
         let Some(place) = Place::of(key, &self.control) else { return };
-        let ways = place.ways().into_iter();
-        let mut images = ways.filter_map(|index| self.memory.slots().get(index as usize));
-        let Some((seen, packets, bytes)) =
-            images.find_map(|slot| place.taken(&slot.each_ref().map(|word| word.load(Relaxed))))
-        else {
-            return;
-        };
+        let Some((seen, packets, bytes)) = self.taken(&place) else { return };
         session.packets += packets;
         session.bytes += bytes;
         let word = session.word();

@@ -12,7 +12,7 @@ use aya::{
     programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 use aya_obj::Object;
-use nat_common::{maps, record::FlowRecord};
+use nat_common::{agenda, maps, record::FlowRecord};
 
 use super::{
     error::DatapathError,
@@ -87,6 +87,7 @@ fn capacities(sessions: u32) -> BTreeMap<&'static str, u32> {
         (maps::SESSIONS, pairs),
         (maps::FLOW_CACHE, maps::cache_slots(sessions)),
         (maps::SIEVE, maps::sieve_words(sessions)),
+        (maps::AGENDA, agenda::places(sessions) + 1),
         (maps::BINDINGS, pairs),
         (maps::PERMITS, sessions),
         (maps::HOSTS, hosts(sessions)),

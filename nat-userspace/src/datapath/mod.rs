@@ -3,6 +3,7 @@
 //! What a [`Datapath`] makes is pinned and outlives it: maps, programs, links. Dropping it, or
 //! killing its process, changes nothing on the wire; [`detach_all`] is the way to take it off.
 
+mod agenda;
 mod attach;
 mod backstop;
 mod batch;
@@ -20,6 +21,7 @@ mod pinned;
 mod refused;
 mod run;
 mod slow;
+mod sweep;
 mod syscall;
 pub(crate) mod tables;
 mod tc;
@@ -44,6 +46,7 @@ use nat_common::{
     session::SessionImage,
 };
 
+pub use agenda::{Agenda, Taken};
 pub use attach::AttachMode;
 pub use batch::{BATCH, Batches, BindingBatches, SessionBatches};
 pub use bpffs::{home as bpf_home, is_there as in_bpffs};
@@ -377,15 +380,6 @@ impl Datapath {
         run::now(&self.bpf)
     }
 
-    /// Ends sessions, given by their outbound keys; `op` is of [`nat_common::stage::request`].
-    /// Returns how many ended.
-    ///
-    /// # Errors
-    /// None is expected.
-    pub fn reap(&self, op: u32, keys: &[FlowKey]) -> Result<u32> {
-        run::reap(&self.bpf, op, keys)
-    }
-
     /// Sends a frame out of an interface of the gateway.
     ///
     /// # Errors
@@ -415,26 +409,6 @@ impl Datapath {
     #[must_use]
     pub fn tracer(&self) -> TracerSource {
         TracerSource::new(&self.pins.path)
-    }
-
-    /// A walk over all entries of the session table, inbound and outbound.
-    ///
-    /// # Errors
-    /// None is expected.
-    pub fn sessions(&self) -> Result<SessionBatches> {
-        let mut sessions: SessionBatches = Batches::open(&self.pins.path, maps::SESSIONS)?;
-        if let Some(cache) = self.cache.clone() {
-            sessions.complete_by(move |key, session| cache.bring_up_to_date(key, session));
-        }
-        Ok(sessions)
-    }
-
-    /// A walk over both halves of all endpoint-independent bindings.
-    ///
-    /// # Errors
-    /// None is expected.
-    pub fn bindings(&self) -> Result<BindingBatches> {
-        Batches::open(&self.pins.path, maps::BINDINGS)
     }
 
     /// What cleans the tables of hosts and permits.

@@ -28,6 +28,7 @@ pub(super) const PINNED: &[&str] = &[
     maps::SESSIONS,
     maps::FLOW_CACHE,
     maps::SIEVE,
+    maps::AGENDA,
     maps::BINDINGS,
     maps::PERMITS,
     maps::HOSTS,

@@ -6,6 +6,7 @@ use aya::{
 };
 use bytemuck::{Pod, Zeroable};
 use nat_common::{
+    agenda::Note,
     flow::FlowKey,
     maps,
     stage::{ReapRequest, request},
@@ -77,6 +78,16 @@ pub(super) fn reap(bpf: &Ebpf, op: u32, keys: &[FlowKey]) -> Result<u32, Datapat
         ended += ask(bpf, op, group)?.0;
     }
     Ok(ended)
+}
+
+/// Has the reaper look at entries, no more than a request has room for, and end those whose time is up.
+/// Returns how many ended, and what it says of each.
+pub(super) fn look(
+    bpf: &Ebpf,
+    notes: &[Note],
+) -> Result<(u32, [u32; request::BATCH]), DatapathError> {
+    let (ended, answer) = ask(bpf, request::LOOK, bytemuck::cast_slice(notes))?;
+    Ok((ended, answer.answers))
 }
 
 /// The program's result, and the request as it has changed it.

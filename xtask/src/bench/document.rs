@@ -42,8 +42,8 @@ source port in these loads, except where ports run out on purpose.
   that of its packet's whole way.
 - **Memory.** What the kernel accounts to every map that the daemon or its programs refer to, at capacity
   1,048,576 and with as many sessions, divided by them; for netfilter the growth of all slabs.
-- **The sweep.** As the daemon counts it: CPU time of its thread for one walk over 1,000,000 sessions, two
-  entries each. The throughput beside it is compared with that while the daemon is stopped.
+- **The sweep.** As the daemon counts it: CPU time of its thread until each of 1,000,000 sessions, all in use,
+  has been looked at once, which is once in its timeout. The throughput beside it is compared with that while the daemon is stopped.
 - **Floods.** Of four frames three are hostile, one belongs to an established session and must arrive.
 - **Round trips and TCP.** Real sockets. Native XDP gets what it needs on veth (`tx off`, `gro on` at both hosts),
   everything else keeps the offloads that veth has by default.

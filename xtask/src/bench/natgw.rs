@@ -63,13 +63,14 @@ pub(super) struct Natgw {
     lines: Receiver<String>,
 }
 
-/// What one sweep over all sessions has cost the daemon.
-#[derive(Clone, Copy, Debug)]
+/// What a second's sweep has cost the daemon.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sweep {
-    /// Entries of the session table, two a session.
-    pub entries: u64,
+    /// Sessions that were looked at.
+    pub looks: u64,
     pub cpu_ms: f64,
     pub longest_ms: f64,
+    pub ended: u64,
 }
 
 impl Natgw {
@@ -143,19 +144,25 @@ impl Natgw {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// The next sweep over all sessions that it reports, since its start or the last one asked
-    /// for.
-    pub(super) fn next_sweep(&self, patience: Duration) -> Result<Sweep> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let line = self
-                .lines
-                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-                .context("natgw reports no sweep")?;
-            if let Some(sweep) = Sweep::parse(&line) {
-                return Ok(sweep);
-            }
+    /// What it has reported since the last call: the sum of its sweeps, and the last walk over the
+    /// whole session table.
+    pub(super) fn sweeps(&self) -> (Sweep, Sweep) {
+        let (mut sweeps, mut walk) = (Sweep::default(), Sweep::default());
+        for line in self.lines.try_iter() {
+            Sweep::parse("sweep", &line).into_iter().for_each(|sweep| sweeps.add(sweep));
+            walk = Sweep::parse("walk", &line).unwrap_or(walk);
         }
+        (sweeps, walk)
+    }
+
+    /// Has sessions end sooner, or later.
+    pub(super) fn set_idle_timeout(&self, timeout: Duration) -> Result<()> {
+        let file = self.directory.join("natgw.toml");
+        let text = std::fs::read_to_string(&file)?;
+        let (before, _) = text.split_once("\n[timeouts]").unwrap_or((&text, ""));
+        let text = format!("{before}\n[timeouts]\nudp = \"{}s\"\n", timeout.as_secs());
+        std::fs::write(&file, text)?;
+        self.ask(&["reload"])
     }
 
     /// Ends all sessions.
@@ -190,16 +197,24 @@ impl Natgw {
 }
 
 impl Sweep {
-    /// The daemon's line "sweep: 2000000 entries, 95.125 ms of CPU in 489 slices, the longest
-    /// 0.713 ms, …"; nothing of any other.
-    fn parse(line: &str) -> Option<Self> {
-        let (_, told) = line.split_once("sweep: ")?;
+    pub(super) fn add(&mut self, other: Self) {
+        self.looks += other.looks;
+        self.cpu_ms += other.cpu_ms;
+        self.ended += other.ended;
+        self.longest_ms = self.longest_ms.max(other.longest_ms);
+    }
+
+    /// The daemon's line "sweep: 250000 of 1000000 entries, 15.125 ms of CPU in 39 slices, the longest
+    /// 0.513 ms, …" about this `work`; nothing of any other.
+    fn parse(work: &str, line: &str) -> Option<Self> {
+        let (_, told) = line.split_once(&format!("{work}: "))?;
         let before = |unit: &str| told.split_once(unit)?.0.split_whitespace().last()?.parse().ok();
         let (_, longest) = told.split_once("the longest ")?;
         Some(Self {
-            entries: before(" entries")? as u64,
+            looks: before(" of ")? as u64,
             cpu_ms: before(" ms of CPU")?,
             longest_ms: longest.split_whitespace().next()?.parse().ok()?,
+            ended: before(" ended")? as u64,
         })
     }
 }
@@ -247,14 +262,16 @@ mod tests {
 
     #[test]
     fn the_daemons_line_about_a_sweep_is_understood() {
-        let line = "[DEBUG] sweep: 2000000 entries, 95.125 ms of CPU in 489 slices, the longest \
-                    0.713 ms, 3 ended";
-        let sweep = Sweep::parse(line).expect("a sweep");
-        assert_eq!((sweep.entries, sweep.cpu_ms, sweep.longest_ms), (2_000_000, 95.125, 0.713));
+        let line = "[DEBUG] sweep: 250000 of 1000000 entries, 15.125 ms of CPU in 39 slices, the \
+                    longest 0.513 ms, 3 ended, 5 asked for";
+        let sweep = Sweep::parse("sweep", line).expect("a sweep");
+        assert_eq!((sweep.looks, sweep.cpu_ms, sweep.longest_ms), (250_000, 15.125, 0.513));
+        assert_eq!(sweep.ended, 3);
+        assert!(Sweep::parse("walk", line).is_none());
     }
 
     #[test]
     fn other_lines_are_no_sweeps() {
-        assert!(Sweep::parse("[INFO] ready: 1 public, 1 private").is_none());
+        assert!(Sweep::parse("sweep", "[INFO] ready: 1 public, 1 private").is_none());
     }
 }
