@@ -186,8 +186,19 @@ pub(crate) fn natgw(ctx: XdpContext) -> u32 {
     {
         return action;
     }
-    let step = first.step().unwrap_or(Step::Go(stage::FAST));
-    conclude(&frame, step, true)
+    if matches!(first, First::New) {
+        keep_origin(&frame);
+        mode::goes_on(stage::BEGIN);
+        // A call of its own, of a number that the kernel knows when it compiles: it becomes a jump.
+        // SAFETY: the stages are programs of the same type, loaded together.
+        unsafe { STAGES.tail_call(&frame.ctx, stage::BEGIN) };
+    }
+    let step = match first {
+        // It has no program: then by the general way.
+        First::New => None,
+        first => first.step(),
+    };
+    conclude(&frame, step.unwrap_or(Step::Go(stage::FAST)), true)
 }
 
 /// On the slow path's tap device: a packet that the daemon returns goes the way of a new one, or
