@@ -29,7 +29,7 @@ const PLACES: u32 = 1 << 16;
 const AGAIN: u32 = 1 << 14;
 const AGAIN_ALONE: u32 = 1 << 18;
 /// The most of them at a time while the daemon lives.
-const MOST: u32 = 1 << 8;
+const MOST: u32 = 1 << 6;
 
 /// What `OPEN_BUSY` and `BIND` want, and get. Aligned as the compiler copies it.
 #[repr(C, align(8))]
