@@ -56,6 +56,25 @@ impl Delta {
         self.word(old as u16, new as u16).word((old >> 16) as u16, (new >> 16) as u16)
     }
 
+    /// An address changes; as loaded by the machine. Twice sixteen bits at once.
+    #[inline(always)]
+    pub const fn of_address(old: u32, new: u32) -> Self {
+        let sum = (!old) as u64 + new as u64;
+        Self((sum as u32 & 0xffff) + (sum >> 16) as u32)
+    }
+
+    /// One more word changes. For [`Delta::apply_once`]: not folded, so it may be done three times.
+    #[inline(always)]
+    pub const fn then_word(self, old: u16, new: u16) -> Self {
+        Self(self.0 + (!old) as u32 + new as u32)
+    }
+
+    /// Both changes, as [`Delta::then_word`].
+    #[inline(always)]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The change back.
     #[inline(always)]
     pub const fn inverse(self) -> Self {
@@ -76,13 +95,12 @@ impl Delta {
         (!fold(sum)).to_ne_bytes()
     }
 
-    /// [`Delta::apply`] for a folded delta and a field as loaded from the wire: such a sum needs to be
-    /// folded only once.
+    /// [`Delta::apply`] for a field as loaded from the wire, and a delta that nothing was done to since
+    /// [`Delta::of_address`] but [`Delta::then_word`]: all of it is folded only here.
     #[inline(always)]
     #[must_use]
-    pub const fn apply_folded(delta: u16, field: u16) -> u16 {
-        let sum = (!field) as u32 + delta as u32;
-        !(((sum & 0xffff) + (sum >> 16)) as u16)
+    pub const fn apply_once(self, field: u16) -> u16 {
+        !fold((!field) as u32 + self.0)
     }
 
     /// The same for UDP over IPv4, where 0 means "no checksum" and stays, and a computed 0 is
@@ -177,8 +195,11 @@ mod tests {
             prop_assert_eq!(delta.apply(before), full(&bytes));
             let stored = Delta::from_raw(delta.to_raw());
             prop_assert_eq!(stored.apply(before), full(&bytes));
-            let folded = Delta::apply_folded(delta.to_raw(), u16::from_ne_bytes(before));
-            prop_assert_eq!(folded.to_ne_bytes(), full(&bytes));
+            let raw = |bytes| Ip4::new(bytes).raw();
+            let unfolded = Delta::of_address(raw(old), raw(new))
+                .then_word(of_port(old_port).raw(), of_port(port).raw())
+                .apply_once(u16::from_ne_bytes(before));
+            prop_assert_eq!(unfolded.to_ne_bytes(), full(&bytes));
         }
     }
 

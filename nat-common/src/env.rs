@@ -13,6 +13,7 @@ use crate::{
     event::Event,
     flow::FlowKey,
     net::{Ip4, Mac, Port},
+    next_hops::Row,
     pair::Pair,
     port::{BusyKey, PortSet, PortSetImage},
     record::FlowRecord,
@@ -168,6 +169,8 @@ pub trait Tables {
 
     /// A slot of the flow cache.
     fn slot(&self, index: u32) -> Option<&Slot>;
+    /// A place of the next hops that the slots name.
+    fn next_hop(&self, number: u16) -> Option<&Row>;
     /// A word of the sieve; `None` where there is none.
     fn sieve(&self, word: u32) -> Option<&Cell<u64>>;
 

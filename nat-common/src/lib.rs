@@ -29,6 +29,7 @@ pub mod flow;
 pub mod host;
 pub mod maps;
 pub mod net;
+pub mod next_hops;
 pub mod pair;
 pub mod parse;
 pub mod port;

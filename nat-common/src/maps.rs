@@ -3,12 +3,14 @@
 //! Pinned as `BPF_DIR/NAME/v{LAYOUT}/MAP`. A change of any type below is a new `LAYOUT`.
 
 /// Version of everything that is stored in pinned maps.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 pub const CONTROL: &str = "control";
 pub const COUNTERS: &str = "counters";
 pub const SESSIONS: &str = "sessions";
 pub const FLOW_CACHE: &str = "flow_cache";
+/// See [`crate::next_hops`].
+pub const NEXT_HOPS: &str = "next_hops";
 pub const SIEVE: &str = "sieve";
 /// See [`crate::agenda`].
 pub const AGENDA: &str = "agenda";
@@ -63,10 +65,10 @@ pub const RECORD_BYTES: u32 = 16 << 20;
 /// Default capacity of the session table, in sessions (two entries each).
 pub const SESSIONS_DEFAULT: u32 = 1_048_576;
 
-/// Slots of the flow cache for a session table of this capacity: one for each direction, and a
-/// power of two.
+/// Slots of the flow cache for a session table of this capacity: two for each direction, because a full
+/// table of few ways turns flows away, and a power of two.
 pub const fn cache_slots(sessions: u32) -> u32 {
-    match sessions.saturating_mul(2).checked_next_power_of_two() {
+    match sessions.saturating_mul(4).checked_next_power_of_two() {
         Some(slots) => slots,
         None => 1 << 31,
     }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What a decrement of the TTL does to the header's sum.
-const TTL: Delta = Delta::ZERO.bytes2([1, 0], [0, 0]);
+pub const TTL: Delta = Delta::ZERO.bytes2([1, 0], [0, 0]);
 
 /// What becomes of a packet's addresses and ports, and of the checksums by that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -41,6 +41,26 @@ impl Macs {
         let first = (hop.0 & 0xffff_ffff_ffff) | ((u16::from_le_bytes([a, b]) as u64) << 48);
         Self { first: first.to_le(), rest: u32::from_ne_bytes([c, d, e, f]) }
     }
+
+    /// What is written: eight bytes, then four.
+    #[inline(always)]
+    #[must_use]
+    pub const fn into_parts(self) -> (u64, u32) {
+        (self.first, self.rest)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_parts(first: u64, rest: u32) -> Self {
+        Self { first, rest }
+    }
+
+    /// The next hop that they lead to, by the interface in `slot`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn next_hop(self, slot: u16) -> NextHop {
+        NextHop((u64::from_le(self.first) & 0xffff_ffff_ffff) | ((slot as u64) << 48))
+    }
 }
 
 /// The headers of most packets, in the pieces that the first look reads and writes: Ethernet,

@@ -12,6 +12,7 @@ use nat_common::{
     flow::FlowKey,
     maps as size,
     net::Ip4,
+    next_hops::{self, RowImage},
     pair::{self, PairImage},
     port::{BusyKey, PortSetImage},
     record::FlowRecord,
@@ -42,6 +43,7 @@ maps! {
         HashMap::with_max_entries(2 * size::SESSIONS_DEFAULT, 0);
     FLOW_CACHE, "flow_cache": Array<SlotImage> =
         Array::with_max_entries(size::cache_slots(size::SESSIONS_DEFAULT), BPF_F_MMAPABLE);
+    NEXT_HOPS, "next_hops": Array<RowImage> = Array::with_max_entries(next_hops::PLACES, 0);
     SIEVE, "sieve": Array<u64> =
         Array::with_max_entries(size::sieve_words(size::SESSIONS_DEFAULT), 0);
     AGENDA, "agenda": Array<Note> =

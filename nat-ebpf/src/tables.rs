@@ -11,6 +11,7 @@ use nat_common::{
     flow::FlowKey,
     maps::INTERFACE_SLOTS,
     net::Ip4,
+    next_hops::{Row, RowImage},
     pair::{Pair, PairImage},
     port::{BusyKey, PortSet, PortSetImage},
     refusal::{Refusal, RefusalImage, RefusedPorts, RefusedPortsImage},
@@ -30,9 +31,9 @@ use nat_common::{
 
 use crate::maps::{
     ADDRESSES, AGENDA, BINDINGS, BUSY_PORTS, CONTROL, COUNTERS, DRAFT, EXEMPT, FLOW_CACHE,
-    FORWARDS, FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, ONE_TO_ONE, OTHER_LINKS,
-    PAIRS, PERMITS, POOL_MEMBERS, POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS, REFUSED_PORTS,
-    SESSIONS, SIEVE, SNAT,
+    FORWARDS, FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, NEXT_HOPS, ONE_TO_ONE,
+    OTHER_LINKS, PAIRS, PERMITS, POOL_MEMBERS, POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS,
+    REFUSED_PORTS, SESSIONS, SIEVE, SNAT,
 };
 
 /// The kernel as the engine's surroundings. Holds the context for the helpers that want it.
@@ -219,6 +220,13 @@ impl Tables for Kernel {
         const { assert!(size_of::<SlotImage>() == size_of::<Slot>()) };
         // SAFETY: as `shared`; the map is mappable, so its elements begin at a page.
         FLOW_CACHE.get_ptr(index).map(|slot| unsafe { &*slot.cast::<Slot>() })
+    }
+
+    #[inline(always)]
+    fn next_hop(&self, number: u16) -> Option<&Row> {
+        const { assert!(size_of::<RowImage>() == size_of::<Row>()) };
+        // SAFETY: as `shared`.
+        NEXT_HOPS.get_ptr(u32::from(number)).map(|hop| unsafe { &*hop.cast::<Row>() })
     }
 
     #[inline(always)]

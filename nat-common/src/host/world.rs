@@ -22,6 +22,7 @@ use crate::{
     host::{Way, network::covers},
     maps::INTERFACE_SLOTS,
     net::{Ip4, Mac, Port},
+    next_hops::Row,
     pair::{self, Pair},
     port::{BusyKey, PortSet, PortSetImage},
     record::FlowRecord,
@@ -77,6 +78,8 @@ pub struct World {
     /// As long as the mask in `control` says, plus one.
     pub cache: Vec<Slot>,
     /// As long as its mask says, or empty: then there is none.
+    /// As many as there may be, or none: then nothing enters the cache.
+    pub next_hops: Vec<Row>,
     pub sieve: Vec<Cell<u64>>,
     /// What the sweep has to look at.
     pub agenda: RefCell<Vec<Note>>,
@@ -124,6 +127,7 @@ impl Default for World {
             busy_capacity: 1024,
             sessions: RefCell::default(),
             cache: Vec::new(),
+            next_hops: Vec::new(),
             sieve: Vec::new(),
             agenda: RefCell::default(),
             bindings: RefCell::default(),
@@ -254,6 +258,10 @@ impl Tables for World {
 
     fn slot(&self, index: u32) -> Option<&Slot> {
         self.cache.get(index as usize)
+    }
+
+    fn next_hop(&self, number: u16) -> Option<&Row> {
+        self.next_hops.get(usize::from(number))
     }
 
     fn sieve(&self, word: u32) -> Option<&Cell<u64>> {

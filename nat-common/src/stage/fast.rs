@@ -46,8 +46,8 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     let place = Place::of(&parsed.key, control);
     if let Some(place) = &place
         && let Some(slot) = cache::find(env, place)
-        && let Some(entry) = slot.entry(place)
-        && let Some(step) = cached(packet, env, &parsed, control, slot, &entry, epoch, now)
+        && let Some(entry) = slot.entry(place, epoch)
+        && let Some(step) = cached(packet, env, &parsed, control, slot, &entry, now)
     {
         return step;
     }
@@ -79,7 +79,6 @@ const fn is_plain(state: State, flags: u8) -> bool {
 
 /// By the flow cache alone. `None`: the session has to be looked at.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "inlined; each was at hand already")]
 fn cached<P: Packet, E: Env>(
     packet: &mut P,
     env: &E,
@@ -87,32 +86,29 @@ fn cached<P: Packet, E: Env>(
     control: &Control,
     slot: &Slot,
     entry: &Entry,
-    epoch: u32,
     now: u32,
 ) -> Option<Step> {
-    if !is_plain(State::from_u8(entry.state()), parsed.tcp_flags)
-        || entry.epoch() != epoch
+    let hop = env.next_hop(entry.hop())?;
+    let (packets, bytes) = parsed.weight(packet);
+    if !is_plain(entry.state(), parsed.tcp_flags)
         || parsed.ip.ttl <= 1
-        || parsed.largest(packet) > entry.mtu()
-        || slot.is_full()
+        || parsed.largest(packet) > hop.mtu()
+        || entry.is_full()
+        || !Entry::takes(packets, bytes)
     {
         return None;
     }
-    let age = now.wrapping_sub(slot.seen());
-    // Opaque: the compiler knows which states are left and drops the check of the index; kernels
-    // before 6.10 want it.
-    if age != 0 {
-        if age > *control.timeouts.get(usize::from(black_box(entry.state())))? {
+    if now != entry.seen() {
+        // Opaque: the compiler knows which states are left and drops the check of the index; kernels
+        // before 6.10 want it.
+        let limit = control.timeouts.get(usize::from(black_box(entry.state() as u8)))?;
+        if now.wrapping_sub(entry.seen()) > *limit {
             return None;
         }
-        slot.see(now);
     }
-    let rewrite =
-        Rewrite { tuple: entry.tuple(), ip_delta: entry.ip_delta(), l4_delta: entry.l4_delta() };
-    let hop = entry.next_hop;
-    let step = translate_and_send(packet, env, parsed, &rewrite, hop, entry.flags())?;
-    let (packets, bytes) = parsed.weight(packet);
-    slot.count::<E>(packets, bytes);
+    let rewrite = Rewrite::new(parsed.key.protocol, parsed.key.tuple, entry.tuple());
+    let step = translate_and_send(packet, env, parsed, &rewrite, hop.next_hop(), entry.flags())?;
+    slot.take::<E>(entry, now, packets, bytes);
     Some(step)
 }
 

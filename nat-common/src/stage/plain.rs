@@ -9,12 +9,10 @@
 //! What the key of a cached flow alone decides (destinations that are never translated, port 0) is
 //! not asked again here: a flow enters the cache by a packet that `fast` has let through.
 
-use core::hint::black_box;
-
 use bytemuck::Pod;
 
 use crate::{
-    cache::{self, Place, Slot, key_words},
+    cache::{self, Place, Slot},
     checksum::Delta,
     env::{Env, Packet},
     maps::stage,
@@ -24,8 +22,9 @@ use crate::{
     session::State,
     sieve,
     stage::{Side, Step, direction},
+    translate::TTL,
     verdict::DropReason,
-    wire::{ETHERTYPE_IPV4, Ethernet, Ipv4, Macs, Plain, PlainTcp, Tcp, Udp},
+    wire::{ETHERTYPE_IPV4, Ethernet, Ipv4, Plain, PlainTcp, Tcp, Udp},
 };
 
 /// A packet that was translated, to be sent out of the interface in this slot.
@@ -79,11 +78,6 @@ const VERSION_IHL: u8 = 0x45;
 const FRAGMENT: u16 = (Ipv4::MORE_FRAGMENTS | Ipv4::OFFSET_MASK).to_be();
 /// Flags of a segment that changes something about its session.
 const TCP_RARE: u8 = tcp_flags::FIN | tcp_flags::SYN | tcp_flags::RST;
-/// States that such a packet does not change, a bit each.
-const STEADY: u32 = 1 << State::Udp as u32
-    | 1 << State::TcpEstablished as u32
-    | 1 << State::TcpFinOut as u32
-    | 1 << State::TcpFinIn as u32;
 
 /// What differs between the protocols.
 trait Headers: Pod {
@@ -102,10 +96,17 @@ trait Headers: Pod {
     fn is_first(&self) -> bool;
 
     /// Adjusts the transport checksum.
-    fn adjust(&mut self, delta: u16);
+    fn adjust(&mut self, delta: Delta);
+
+    const PROTOCOL: u8;
+    /// The state whose timeout cached flows have.
+    const STATE: State;
 }
 
 impl Headers for Plain {
+    const PROTOCOL: u8 = proto::UDP;
+    const STATE: State = State::Udp;
+
     #[inline(always)]
     fn plain(&mut self) -> &mut Plain {
         self
@@ -134,15 +135,19 @@ impl Headers for Plain {
 
     /// Zero is "no checksum", and stays; a computed zero is sent in its other form (RFC 768).
     #[inline(always)]
-    fn adjust(&mut self, delta: u16) {
+    fn adjust(&mut self, delta: Delta) {
         if self.udp_checksum != 0 {
-            let sum = Delta::apply_folded(delta, self.udp_checksum);
+            let sum = delta.apply_once(self.udp_checksum);
             self.udp_checksum = if sum == 0 { 0xffff } else { sum };
         }
     }
 }
 
 impl Headers for PlainTcp {
+    const PROTOCOL: u8 = proto::TCP;
+    /// Half closed ones live as long.
+    const STATE: State = State::TcpEstablished;
+
     #[inline(always)]
     fn plain(&mut self) -> &mut Plain {
         &mut self.plain
@@ -171,8 +176,8 @@ impl Headers for PlainTcp {
     }
 
     #[inline(always)]
-    fn adjust(&mut self, delta: u16) {
-        self.checksum = Delta::apply_folded(delta, self.checksum);
+    fn adjust(&mut self, delta: Delta) {
+        self.checksum = delta.apply_once(self.checksum);
     }
 }
 
@@ -205,8 +210,8 @@ fn look<P: Packet, E: Env, H: Headers>(packet: &mut P, env: &E) -> Option<First>
     {
         return None;
     }
-    let words = key_words(plain.addresses, plain.ports, plain.protocol, interface.realm);
-    let place = Place::of_words(words, control)?;
+    let place =
+        Place::of_flow(plain.addresses, plain.ports, H::PROTOCOL, interface.realm, control)?;
     // First, for it is small: what has no session would find neither slot nor bucket warm.
     let known = sieve::may_have(env, &place, control.sieve_mask);
     if known && let Some(slot) = cache::find(env, &place) {
@@ -233,37 +238,26 @@ fn translate<E: Env, H: Headers>(
     slot: &Slot,
     bytes: u16,
 ) -> Option<First> {
-    let entry = slot.entry(place)?;
     let now = env.now();
-    if !headers.is_steady()
-        || STEADY >> (entry.state() & 31) & 1 == 0
-        || entry.epoch() != control.current_epoch(now)
-        || bytes > entry.mtu()
-        || slot.is_full()
-    {
+    let entry = slot.entry(place, control.current_epoch(now))?;
+    let hop = env.next_hop(entry.hop())?;
+    if !headers.is_steady() || bytes > hop.mtu() || entry.is_full() {
         return None;
     }
-    let age = now.wrapping_sub(slot.seen());
-    if age != 0 {
-        // Opaque and masked, for the verifier: what is steady is below anyway.
-        let state = usize::from(black_box(entry.state())) & (State::COUNT - 1);
-        if age > *control.timeouts.get(state)? {
-            return None;
-        }
-        slot.see(now);
+    let limit = *control.timeouts.get(H::STATE as usize)?;
+    if now != entry.seen() && now.wrapping_sub(entry.seen()) > limit {
+        return None;
     }
-    let hop = entry.next_hop;
-    let egress = env.interface_in(hop.slot())?;
-
-    headers.adjust(entry.l4_delta());
+    let (slot_out, macs) = (hop.slot(), hop.macs());
+    headers.adjust(entry.delta());
     let plain = headers.plain();
-    plain.macs = Macs::towards(hop, egress.mac);
+    plain.macs = macs;
     plain.ttl = plain.ttl.wrapping_sub(1);
-    plain.checksum = Delta::apply_folded(entry.ip_delta(), plain.checksum);
+    plain.checksum = entry.address_delta().plus(TTL).apply_once(plain.checksum);
     plain.addresses = entry.addresses();
     plain.ports = entry.ports();
-    slot.count::<E>(1, u32::from(bytes));
-    Some(First::Forwarded(Forwarded { bytes, slot: hop.slot(), flags: entry.flags() }))
+    slot.take::<E>(&entry, now, 1, u32::from(bytes));
+    Some(First::Forwarded(Forwarded { bytes, slot: slot_out, flags: entry.flags() }))
 }
 
 /// Whether a packet from outside to this address can be wanted by its session only: it has no forwards, is

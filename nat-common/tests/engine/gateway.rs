@@ -11,6 +11,7 @@ use nat_common::{
         packet::{Endpoint, Packet, Seen, ip, seen},
     },
     net::{Ip4, Mac, proto},
+    next_hops::PLACES,
     parse::{Parse, parse},
     rules::{Control, Pool, address, control, pool, role, routing},
     session::State,
@@ -129,6 +130,7 @@ impl Gateway {
             ..bytemuck::Zeroable::zeroed()
         };
         world.cache.resize_with(64, Default::default);
+        world.next_hops.resize_with(PLACES as usize, Default::default);
         world.sieve.resize_with(1 << 15, Default::default);
         let usual = Pool {
             mapping: pool::ADDRESS_AND_PORT_DEPENDENT,

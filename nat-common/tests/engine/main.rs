@@ -12,6 +12,7 @@ mod icmp_errors;
 mod icmp_queries;
 mod lifetime;
 mod malformed;
+mod next_hops;
 mod one_to_one;
 mod ports;
 mod protocols;

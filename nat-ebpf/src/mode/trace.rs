@@ -22,6 +22,7 @@ use nat_common::{
     flow::FlowKey,
     maps::INTERFACE_SLOTS,
     net::{Ip4, Port},
+    next_hops::Row,
     pair::Pair,
     port::{BusyKey, PortSet, PortSetImage},
     refusal::{Refusal, RefusedPorts},
@@ -376,6 +377,12 @@ impl Tables for Env {
     /// A trace looks at the session itself, whose draft has what the cache knows of it.
     #[inline(always)]
     fn slot(&self, _index: u32) -> Option<&Slot> {
+        None
+    }
+
+    /// So no next hop of it is asked for.
+    #[inline(always)]
+    fn next_hop(&self, _number: u16) -> Option<&Row> {
         None
     }
 

@@ -59,7 +59,7 @@ impl Drop for Memory {
 }
 
 impl Memory {
-    fn slots(&self) -> &[[AtomicU64; 8]] {
+    fn slots(&self) -> &[[AtomicU64; size_of::<SlotImage>() / 8]] {
         // SAFETY: a page-aligned mapping of this length; any bits are an integer, and what the
         // kernel changes meanwhile is read by atomic loads.
         unsafe {

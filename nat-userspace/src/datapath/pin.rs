@@ -27,6 +27,7 @@ pub(super) const PINNED: &[&str] = &[
     maps::COUNTERS,
     maps::SESSIONS,
     maps::FLOW_CACHE,
+    maps::NEXT_HOPS,
     maps::SIEVE,
     maps::AGENDA,
     maps::BINDINGS,

@@ -1,0 +1,356 @@
+//! A slot of the cache: half a cache line, for one direction of a session.
+
+use core::cell::Cell;
+
+use crate::{
+    checksum::Delta,
+    env::Env,
+    flow::{FlowKey, Tuple},
+    net::{Ip4, Port},
+    rules::Control,
+    session::{Session, State, flags},
+};
+
+use super::place::{MIX, Place, protocol_of, tuple_of};
+
+/// A slot. All cells, because every part changes under its readers.
+///
+/// It says only what an established packet needs and cannot know otherwise: of the packet's two ends one
+/// is replaced, and what that does to the checksums is computed.
+#[repr(C, align(32))]
+#[derive(Debug, Default)]
+pub struct Slot {
+    /// Of the key.
+    addresses: Cell<u64>,
+    /// Ports of the key (low half), and the address that replaces one of its two.
+    ends: Cell<u64>,
+    /// See [`terms`].
+    terms: Cell<u64>,
+    /// When it was last seen, ticks (high half); and what it has carried since it was settled: packets
+    /// (11 bits) and bytes of IP (21).
+    tally: Cell<u64>,
+}
+
+/// The plain image of a slot, as userspace reads it.
+pub type SlotImage = [u64; 4];
+
+const _: () = assert!(size_of::<Slot>() == 32 && size_of::<SlotImage>() == 32);
+
+/// What stands where in the terms of a slot.
+pub(super) mod terms {
+    /// One of [`super::super::place::code`]; 0: no flow.
+    pub(in super::super) const PROTOCOL: u64 = 3;
+    /// The source is what is replaced, and the session's entry is its outbound one.
+    pub(in super::super) const OUTBOUND: u64 = 1 << 2;
+    /// Some key whose first way this is may be in its third or fourth. Stays when the slot is taken by
+    /// another.
+    pub(in super::super) const SPILLED: u64 = 1 << 3;
+    /// The slot may be believed; without it, the flow is looked at by its session.
+    pub(in super::super) const TRUSTED: u64 = 1 << 4;
+    /// Number of the next hop, 14 bits.
+    pub(in super::super) const HOP: u32 = 5;
+    /// The port that replaces one, 16 bits.
+    pub(in super::super) const PORT: u32 = 19;
+    /// A hash over the key and all of the above, plus the epoch: so a slot of another epoch is never
+    /// believed, nor one that another CPU is writing.
+    pub(in super::super) const CHECK: u32 = 35;
+    /// What the check covers.
+    pub(in super::super) const SEALED: u64 = ((1 << CHECK) - 1) & !SPILLED;
+}
+const CHECKED: u64 = u64::MAX >> terms::CHECK;
+
+const BYTES: u32 = 21;
+const TAKEN: u64 = 0xffff_ffff;
+/// A slot that has so many packets, or bytes, is settled before more is added.
+const FULL: u64 = 1 << 31 | 1 << (BYTES - 1);
+/// What may be added at once: a few CPUs that do so at the same moment run nothing over.
+const MOST: [u32; 2] = [1 << 8, 1 << 17];
+const HIGH: u64 = 0xffff_ffff << 32;
+
+/// What a believed slot says, in the words in which it is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    addresses: u64,
+    ends: u64,
+    terms: u64,
+    tally: u64,
+}
+
+impl Entry {
+    /// 1: the source is replaced; 0: the destination.
+    #[inline(always)]
+    const fn outbound(&self) -> u64 {
+        (self.terms / terms::OUTBOUND) & 1
+    }
+
+    /// All ones in the half of the addresses that is replaced. Without a branch, as what follows: which way the
+    /// next packet goes is anyone's guess.
+    #[inline(always)]
+    const fn replaced(&self) -> u64 {
+        HIGH ^ 0_u64.wrapping_sub(self.outbound())
+    }
+
+    #[inline(always)]
+    const fn replaced_port(&self) -> u32 {
+        (0xffff << 16) ^ 0_u32.wrapping_sub(self.outbound() as u32)
+    }
+
+    #[inline(always)]
+    const fn address(&self) -> u32 {
+        (self.ends >> 32) as u32
+    }
+
+    #[inline(always)]
+    const fn port(&self) -> u16 {
+        (self.terms >> terms::PORT) as u16
+    }
+
+    /// What source and destination become, each as loaded from the wire.
+    #[inline(always)]
+    #[must_use]
+    pub const fn addresses(&self) -> [u32; 2] {
+        let new = self.address() as u64;
+        let both = self.addresses ^ ((self.addresses ^ (new | new << 32)) & self.replaced());
+        [both as u32, (both >> 32) as u32]
+    }
+
+    /// The same of the ports.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ports(&self) -> [u16; 2] {
+        let (old, new) = (self.ends as u32, self.port() as u32);
+        let both = old ^ ((old ^ (new | new << 16)) & self.replaced_port());
+        [both as u16, (both >> 16) as u16]
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn tuple(&self) -> Tuple {
+        let ([src, dst], [sport, dport]) = (self.addresses(), self.ports());
+        Tuple {
+            src: Ip4::from_raw(src),
+            dst: Ip4::from_raw(dst),
+            sport: Port::from_raw(sport),
+            dport: Port::from_raw(dport),
+        }
+    }
+
+    /// What the addresses change of a sum.
+    #[inline(always)]
+    pub const fn address_delta(&self) -> Delta {
+        let old = self.addresses & self.replaced();
+        Delta::of_address((old | old >> 32) as u32, self.address())
+    }
+
+    /// What addresses and ports change of a sum.
+    #[inline(always)]
+    pub const fn delta(&self) -> Delta {
+        let old = self.ends as u32 & self.replaced_port();
+        self.address_delta().then_word((old | old >> 16) as u16, self.port())
+    }
+
+    /// The one that stands for those of its protocol.
+    #[inline(always)]
+    #[must_use]
+    pub const fn state(&self) -> State {
+        protocol_of(self.terms & terms::PROTOCOL).1
+    }
+
+    /// Number of the next hop.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hop(&self) -> u16 {
+        (self.terms >> terms::HOP) as u16 & ((1 << crate::next_hops::BITS) - 1)
+    }
+
+    /// Those of the session that say which way it goes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn flags(&self) -> u8 {
+        const { assert!(flags::OUTBOUND == 1) };
+        self.outbound() as u8
+    }
+
+    /// Ticks.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen(&self) -> u32 {
+        (self.tally >> 32) as u32
+    }
+
+    /// True where the slot has to be settled before more is added.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.tally & FULL != 0
+    }
+
+    /// Whether a slot takes so many packets and bytes at once.
+    #[inline(always)]
+    #[must_use]
+    pub const fn takes(packets: u32, bytes: u32) -> bool {
+        packets < MOST[0] && bytes < MOST[1]
+    }
+}
+
+/// What of an epoch is in a check: all but three of its bits, the highest included.
+#[inline(always)]
+const fn mark(epoch: u32) -> u64 {
+    epoch.rotate_left(1) as u64
+}
+
+/// The check of a slot that holds the key of `place`, in its place in the terms.
+#[inline(always)]
+const fn seal(place: &Place, address: u32, sealed: u64, epoch: u32) -> u64 {
+    let mixed = place.hash() ^ (address as u64).wrapping_mul(MIX[3]) ^ sealed.wrapping_mul(MIX[4]);
+    ((mixed >> 32).wrapping_add(mark(epoch)) & CHECKED) << terms::CHECK
+}
+
+/// What a slot has of a key beside its addresses.
+#[inline(always)]
+const fn rest(ends: u64, its: u64) -> u64 {
+    ends & 0xffff_ffff | (its & terms::PROTOCOL) << 32
+}
+
+impl Slot {
+    #[inline(always)]
+    pub(super) fn holds(&self, place: &Place) -> bool {
+        self.addresses.get() == place.words[0]
+            && rest(self.ends.get(), self.terms.get()) == place.rest()
+    }
+
+    /// What the slot says of the key, which it holds, if that can be believed in this epoch.
+    #[inline(always)]
+    pub fn entry(&self, place: &Place, epoch: u32) -> Option<Entry> {
+        let (ends, its) = (self.ends.get(), self.terms.get());
+        let check = seal(place, (ends >> 32) as u32, its & terms::SEALED, epoch);
+        if its & terms::TRUSTED == 0 || its >> terms::CHECK != check >> terms::CHECK {
+            return None;
+        }
+        // The address from the key itself: it is the same, and cannot change under us.
+        Some(Entry { addresses: place.words[0], ends, terms: its, tally: self.tally.get() })
+    }
+
+    /// Counts a packet that `entry` has translated.
+    #[inline(always)]
+    pub fn take<E: Env>(&self, entry: &Entry, now: u32, packets: u32, bytes: u32) {
+        let more = u64::from(packets) << BYTES | u64::from(bytes);
+        let old = entry.tally;
+        if entry.seen() != now {
+            let new = u64::from(now) << 32 | ((old & TAKEN) + more);
+            if E::compare_exchange(&self.tally, old, new) {
+                return;
+            }
+            // Another CPU has just seen it.
+        }
+        E::add(&self.tally, more);
+    }
+
+    /// How good the slot is for another flow. 2: it has none; 1: its flow has not been seen for a second.
+    #[inline(always)]
+    pub(super) fn merit(&self, control: &Control, now: u32) -> u32 {
+        if self.terms.get() & terms::TRUSTED == 0 {
+            2
+        } else {
+            u32::from(now.wrapping_sub(self.seen()) > control.hz)
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn seen(&self) -> u32 {
+        (self.tally.get() >> 32) as u32
+    }
+
+    #[inline(always)]
+    pub(super) fn has_spilled(&self) -> bool {
+        self.terms.get() & terms::SPILLED != 0
+    }
+
+    #[inline(always)]
+    pub(super) fn spill<E: Env>(&self) {
+        E::or(&self.terms, terms::SPILLED);
+    }
+
+    /// Leaves the flow to its session; what was taken for it can still be settled.
+    #[inline(always)]
+    pub(super) fn distrust<E: Env>(&self) {
+        E::and(&self.terms, !terms::TRUSTED);
+    }
+
+    /// Gives the session what the slot has taken for it.
+    #[inline(always)]
+    pub(super) fn settle<E: Env>(&self, session: &Session) {
+        let mut tally = self.tally.get();
+        if tally & TAKEN != 0 {
+            tally = E::and(&self.tally, !TAKEN);
+            E::add(&session.packets, (tally & TAKEN) >> BYTES);
+            E::add(&session.bytes, tally & ((1 << BYTES) - 1));
+        }
+        let (seen, word) = ((tally >> 32) as u32, session.word());
+        if seen.wrapping_sub(word.seen()) < u32::MAX / 2
+            && seen != word.seen()
+            && word.state() != State::Dead
+        {
+            let _raced = session.swap_word::<E>(word, word.with_seen(seen));
+        }
+    }
+
+    /// Takes the slot from whoever has it: what it has taken goes to its session.
+    #[inline(always)]
+    pub(super) fn vacate<E: Env>(&self, env: &E) {
+        let its = self.terms.get();
+        if self.tally.get() & TAKEN != 0 {
+            let (protocol, _) = protocol_of(its & terms::PROTOCOL);
+            let tuple = tuple_of(self.addresses.get(), self.ends.get() as u32);
+            match env.session(&FlowKey::new(tuple, protocol, 0)) {
+                Some(session) => self.settle::<E>(session),
+                None => _ = E::and(&self.tally, !TAKEN),
+            }
+        }
+        E::and(&self.terms, terms::SPILLED);
+    }
+
+    /// Writes what the slot will say of the key, all but the terms that make it believed, which are returned.
+    #[inline(always)]
+    pub(super) fn write<E: Env>(
+        &self,
+        place: &Place,
+        session: &Session,
+        hop: u16,
+        epoch: u32,
+        now: u32,
+    ) -> u64 {
+        let Tuple { src, dst, sport, dport } = session.tuple;
+        let (outbound, address, port) = if session.is_outbound() {
+            (terms::OUTBOUND, src.raw(), sport.raw())
+        } else {
+            (0, dst.raw(), dport.raw())
+        };
+        self.addresses.set(place.words[0]);
+        self.ends.set(u64::from(place.ports()) | u64::from(address) << 32);
+        // Where this fails somebody has just added to it, and the time is that of before: so the flow is
+        // looked at by its session once more.
+        let old = self.tally.get();
+        let _raced = E::compare_exchange(&self.tally, old, old & TAKEN | u64::from(now) << 32);
+        let sealed = place.code()
+            | outbound
+            | terms::TRUSTED
+            | u64::from(hop) << terms::HOP
+            | u64::from(port) << terms::PORT;
+        sealed | seal(place, address, sealed, epoch)
+    }
+
+    /// Makes the slot believed.
+    #[inline(always)]
+    pub(super) fn trust<E: Env>(&self, its: u64) {
+        E::or(&self.terms, its);
+    }
+
+    pub(super) const fn taken(image: &SlotImage, place: &Place) -> Option<(u32, u64, u64)> {
+        let [addresses, ends, its, tally] = *image;
+        if addresses != place.words[0] || rest(ends, its) != place.rest() {
+            return None;
+        }
+        Some(((tally >> 32) as u32, (tally & TAKEN) >> BYTES, tally & ((1 << BYTES) - 1)))
+    }
+}
