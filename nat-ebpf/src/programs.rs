@@ -82,8 +82,7 @@ fn bounces(frame: &Frame) -> bool {
 #[inline(always)]
 fn forward(frame: &Frame, forwarded: Forwarded) -> Option<u32> {
     let slot = u32::from(forwarded.slot);
-    // In this order: on one interface the answer is mostly the same, while every other packet goes the other way.
-    let action = if bounces(frame) && slot == ingress_slot(frame) {
+    let action = if slot == ingress_slot(frame) && bounces(frame) {
         XDP_TX
     } else {
         EGRESS.redirect(slot, 0).ok()?;

@@ -40,20 +40,21 @@ const _: () = assert!(size_of::<Slot>() == 32 && size_of::<SlotImage>() == 32);
 pub(super) mod terms {
     /// One of [`super::super::place::code`]; 0: no flow.
     pub(in super::super) const PROTOCOL: u64 = 3;
-    /// The source is what is replaced, and the session's entry is its outbound one.
-    pub(in super::super) const OUTBOUND: u64 = 1 << 2;
     /// Some key whose first way this is may be in its third or fourth. Stays when the slot is taken by
     /// another.
     pub(in super::super) const SPILLED: u64 = 1 << 3;
     /// The slot may be believed; without it, the flow is looked at by its session.
     pub(in super::super) const TRUSTED: u64 = 1 << 4;
+    /// The destination is what is replaced, and the session's entry is its inbound one; else the source and the
+    /// outbound one. In this place it is by how many bits an address that is a destination is shifted.
+    pub(in super::super) const INBOUND: u64 = 32;
     /// Number of the next hop, 14 bits.
-    pub(in super::super) const HOP: u32 = 5;
+    pub(in super::super) const HOP: u32 = 6;
     /// The port that replaces one, 16 bits.
-    pub(in super::super) const PORT: u32 = 19;
+    pub(in super::super) const PORT: u32 = 20;
     /// A hash over the key and all of the above, plus the epoch: so a slot of another epoch is never
     /// believed, nor one that another CPU is writing.
-    pub(in super::super) const CHECK: u32 = 35;
+    pub(in super::super) const CHECK: u32 = 36;
     /// What the check covers.
     pub(in super::super) const SEALED: u64 = ((1 << CHECK) - 1) & !SPILLED;
 }
@@ -65,7 +66,6 @@ const TAKEN: u64 = 0xffff_ffff;
 const FULL: u64 = 1 << 31 | 1 << (BYTES - 1);
 /// What may be added at once: a few CPUs that do so at the same moment run nothing over.
 const MOST: [u32; 2] = [1 << 8, 1 << 17];
-const HIGH: u64 = 0xffff_ffff << 32;
 
 /// What a believed slot says, in the words in which it is kept.
 #[derive(Clone, Copy, Debug)]
@@ -77,22 +77,22 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// 1: the source is replaced; 0: the destination.
+    /// By how many bits what is replaced is shifted in the addresses; in the ports by half as many. So there is no
+    /// branch here or below: which way the next packet goes is anyone's guess.
     #[inline(always)]
-    const fn outbound(&self) -> u64 {
-        (self.terms / terms::OUTBOUND) & 1
+    const fn shift(&self) -> u32 {
+        (self.terms & terms::INBOUND) as u32
     }
 
-    /// All ones in the half of the addresses that is replaced. Without a branch, as what follows: which way the
-    /// next packet goes is anyone's guess.
+    /// What is replaced.
     #[inline(always)]
-    const fn replaced(&self) -> u64 {
-        HIGH ^ 0_u64.wrapping_sub(self.outbound())
+    const fn old_address(&self) -> u32 {
+        (self.addresses >> self.shift()) as u32
     }
 
     #[inline(always)]
-    const fn replaced_port(&self) -> u32 {
-        (0xffff << 16) ^ 0_u32.wrapping_sub(self.outbound() as u32)
+    const fn old_port(&self) -> u16 {
+        (self.ends as u32 >> (self.shift() >> 1)) as u16
     }
 
     #[inline(always)]
@@ -109,8 +109,8 @@ impl Entry {
     #[inline(always)]
     #[must_use]
     pub const fn addresses(&self) -> [u32; 2] {
-        let new = self.address() as u64;
-        let both = self.addresses ^ ((self.addresses ^ (new | new << 32)) & self.replaced());
+        let change = (self.old_address() ^ self.address()) as u64;
+        let both = self.addresses ^ (change << self.shift());
         [both as u32, (both >> 32) as u32]
     }
 
@@ -118,8 +118,8 @@ impl Entry {
     #[inline(always)]
     #[must_use]
     pub const fn ports(&self) -> [u16; 2] {
-        let (old, new) = (self.ends as u32, self.port() as u32);
-        let both = old ^ ((old ^ (new | new << 16)) & self.replaced_port());
+        let change = (self.old_port() ^ self.port()) as u32;
+        let both = self.ends as u32 ^ (change << (self.shift() >> 1));
         [both as u16, (both >> 16) as u16]
     }
 
@@ -138,15 +138,13 @@ impl Entry {
     /// What the addresses change of a sum.
     #[inline(always)]
     pub const fn address_delta(&self) -> Delta {
-        let old = self.addresses & self.replaced();
-        Delta::of_address((old | old >> 32) as u32, self.address())
+        Delta::of_address(self.old_address(), self.address())
     }
 
     /// What addresses and ports change of a sum.
     #[inline(always)]
     pub const fn delta(&self) -> Delta {
-        let old = self.ends as u32 & self.replaced_port();
-        self.address_delta().then_word((old | old >> 16) as u16, self.port())
+        self.address_delta().then_word(self.old_port(), self.port())
     }
 
     /// The one that stands for those of its protocol.
@@ -168,7 +166,7 @@ impl Entry {
     #[must_use]
     pub const fn flags(&self) -> u8 {
         const { assert!(flags::OUTBOUND == 1) };
-        self.outbound() as u8
+        (self.shift() >> 5) as u8 ^ flags::OUTBOUND
     }
 
     /// Ticks.
@@ -193,7 +191,7 @@ impl Entry {
     }
 }
 
-/// What of an epoch is in a check: all but three of its bits, the highest included.
+/// What of an epoch is in a check: all but four of its bits, the highest included.
 #[inline(always)]
 const fn mark(epoch: u32) -> u64 {
     epoch.rotate_left(1) as u64
@@ -201,8 +199,8 @@ const fn mark(epoch: u32) -> u64 {
 
 /// The check of a slot that holds the key of `place`, in its place in the terms.
 #[inline(always)]
-const fn seal(place: &Place, address: u32, sealed: u64, epoch: u32) -> u64 {
-    let mixed = place.hash() ^ (address as u64).wrapping_mul(MIX[3]) ^ sealed.wrapping_mul(MIX[4]);
+const fn seal(place: &Place, ends: u64, sealed: u64, epoch: u32) -> u64 {
+    let mixed = place.hash() ^ ends.wrapping_mul(MIX[3]) ^ sealed.wrapping_mul(MIX[4]);
     ((mixed >> 32).wrapping_add(mark(epoch)) & CHECKED) << terms::CHECK
 }
 
@@ -223,8 +221,10 @@ impl Slot {
     #[inline(always)]
     pub fn entry(&self, place: &Place, epoch: u32) -> Option<Entry> {
         let (ends, its) = (self.ends.get(), self.terms.get());
-        let check = seal(place, (ends >> 32) as u32, its & terms::SEALED, epoch);
-        if its & terms::TRUSTED == 0 || its >> terms::CHECK != check >> terms::CHECK {
+        let check = seal(place, ends, its & terms::SEALED, epoch);
+        // One comparison: the check, and the trust.
+        let compared = (CHECKED << terms::CHECK) | terms::TRUSTED;
+        if (its ^ (check | terms::TRUSTED)) & compared != 0 {
             return None;
         }
         // The address from the key itself: it is the same, and cannot change under us.
@@ -321,23 +321,24 @@ impl Slot {
         now: u32,
     ) -> u64 {
         let Tuple { src, dst, sport, dport } = session.tuple;
-        let (outbound, address, port) = if session.is_outbound() {
-            (terms::OUTBOUND, src.raw(), sport.raw())
+        let (inbound, address, port) = if session.is_outbound() {
+            (0, src.raw(), sport.raw())
         } else {
-            (0, dst.raw(), dport.raw())
+            (terms::INBOUND, dst.raw(), dport.raw())
         };
+        let ends = u64::from(place.ports()) | u64::from(address) << 32;
         self.addresses.set(place.words[0]);
-        self.ends.set(u64::from(place.ports()) | u64::from(address) << 32);
+        self.ends.set(ends);
         // Where this fails somebody has just added to it, and the time is that of before: so the flow is
         // looked at by its session once more.
         let old = self.tally.get();
         let _raced = E::compare_exchange(&self.tally, old, old & TAKEN | u64::from(now) << 32);
         let sealed = place.code()
-            | outbound
+            | inbound
             | terms::TRUSTED
             | u64::from(hop) << terms::HOP
             | u64::from(port) << terms::PORT;
-        sealed | seal(place, address, sealed, epoch)
+        sealed | seal(place, ends, sealed, epoch)
     }
 
     /// Makes the slot believed.
