@@ -38,19 +38,35 @@ const TURN: u64 = 63;
 /// The slot of the key.
 #[inline(always)]
 pub fn find<'a, E: Env>(env: &'a E, place: &Place) -> Option<&'a Slot> {
+    search(env, place, Slot::holds)
+}
+
+/// The same for who will ask for the [entry](Slot::entry), which has the protocol in its check: it may be the
+/// slot of another protocol's flow, and then there is no entry.
+#[inline(always)]
+pub fn find_near<'a, E: Env>(env: &'a E, place: &Place) -> Option<&'a Slot> {
+    search(env, place, Slot::is_near)
+}
+
+#[inline(always)]
+fn search<'a, E: Env>(
+    env: &'a E,
+    place: &Place,
+    holds: impl Fn(&Slot, &Place) -> bool,
+) -> Option<&'a Slot> {
     let first = env.slot(place.first())?;
-    if first.holds(place) {
+    if holds(first, place) {
         return Some(first);
     }
     let mut index = place.first() ^ 1;
-    if !env.slot(index)?.holds(place) {
+    if !holds(env.slot(index)?, place) {
         if !first.has_spilled() {
             return None;
         }
         index = place.third();
-        if !env.slot(index)?.holds(place) {
+        if !holds(env.slot(index)?, place) {
             index ^= 1;
-            if !env.slot(index)?.holds(place) {
+            if !holds(env.slot(index)?, place) {
                 return None;
             }
         }

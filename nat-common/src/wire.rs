@@ -69,9 +69,8 @@ impl Macs {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Plain {
     pub macs: Macs,
-    pub ethertype: [u8; 2],
-    pub version_ihl: u8,
-    pub tos: u8,
+    /// Ethertype, version and header length, and type of service: see [`Plain::is_bare`].
+    start: u32,
     pub total_length: u16,
     pub id: u16,
     pub fragment: u16,
@@ -83,6 +82,18 @@ pub struct Plain {
     /// Length and checksum of UDP.
     pub udp_length: u16,
     pub udp_checksum: u16,
+}
+
+impl Plain {
+    /// Whether this is IPv4 without options. One comparison for three fields.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_bare(&self) -> bool {
+        const VERSION_IHL: u8 = 0x45;
+        let [high, low] = ETHERTYPE_IPV4;
+        let read = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+        self.start & read == u32::from_ne_bytes([high, low, VERSION_IHL, 0])
+    }
 }
 
 /// The same with all of a TCP header.

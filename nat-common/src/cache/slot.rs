@@ -217,7 +217,13 @@ impl Slot {
             && rest(self.ends.get(), self.terms.get()) == place.rest()
     }
 
-    /// What the slot says of the key, which it holds, if that can be believed in this epoch.
+    /// Whether it holds the key, or one of another protocol.
+    #[inline(always)]
+    pub(super) fn is_near(&self, place: &Place) -> bool {
+        self.addresses.get() == place.words[0] && self.ends.get() as u32 == place.ports()
+    }
+
+    /// What the slot says of the key, if it [is near](Self::is_near) and can be believed in this epoch.
     #[inline(always)]
     pub fn entry(&self, place: &Place, epoch: u32) -> Option<Entry> {
         let (ends, its) = (self.ends.get(), self.terms.get());

@@ -24,7 +24,7 @@ use crate::{
     stage::{Side, Step, direction},
     translate::TTL,
     verdict::DropReason,
-    wire::{ETHERTYPE_IPV4, Ethernet, Ipv4, Plain, PlainTcp, Tcp, Udp},
+    wire::{Ethernet, Ipv4, Plain, PlainTcp, Tcp, Udp},
 };
 
 /// A packet that was translated, to be sent out of the interface in this slot.
@@ -72,8 +72,6 @@ impl First {
     }
 }
 
-/// Version 4, header of five words.
-const VERSION_IHL: u8 = 0x45;
 /// Every bit that says fragment, as loaded from the wire.
 const FRAGMENT: u16 = (Ipv4::MORE_FRAGMENTS | Ipv4::OFFSET_MASK).to_be();
 /// Flags of a segment that changes something about its session.
@@ -183,24 +181,29 @@ impl Headers for PlainTcp {
 
 #[inline(always)]
 pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> First {
-    let taken = match packet.get::<Plain>(0).map(|plain| plain.protocol) {
-        Some(proto::UDP) => look::<P, E, Plain>(packet, env),
-        Some(proto::TCP) => look::<P, E, PlainTcp>(packet, env),
+    let (ingress, at_hand) = (packet.ingress(), packet.at_hand());
+    let taken = match packet.get::<Plain>(0) {
+        Some(headers) if headers.protocol == proto::UDP => look(headers, ingress, at_hand, env),
+        Some(headers) if headers.protocol == proto::TCP => {
+            packet.get::<PlainTcp>(0).and_then(|headers| look(headers, ingress, at_hand, env))
+        }
         _ => None,
     };
     taken.unwrap_or(First::Undecided)
 }
 
 #[inline(always)]
-fn look<P: Packet, E: Env, H: Headers>(packet: &mut P, env: &E) -> Option<First> {
+fn look<E: Env, H: Headers>(
+    headers: &mut H,
+    ingress: u32,
+    at_hand: usize,
+    env: &E,
+) -> Option<First> {
     let control = env.control()?;
-    let interface = env.interface(packet.ingress())?;
-    let at_hand = packet.at_hand();
-    let headers = packet.get::<H>(0)?;
+    let interface = env.interface(ingress)?;
     let plain = *headers.plain();
     let bytes = u16::from_be(plain.total_length);
-    if plain.ethertype != ETHERTYPE_IPV4
-        || plain.version_ihl != VERSION_IHL
+    if !plain.is_bare()
         || plain.fragment & FRAGMENT != 0
         || plain.ttl <= 1
         || usize::from(bytes) < Ipv4::MIN_LEN
@@ -214,7 +217,7 @@ fn look<P: Packet, E: Env, H: Headers>(packet: &mut P, env: &E) -> Option<First>
         Place::of_flow(plain.addresses, plain.ports, H::PROTOCOL, interface.realm, control)?;
     // First, for it is small: what has no session would find neither slot nor bucket warm.
     let known = sieve::may_have(env, &place, control.sieve_mask);
-    if known && let Some(slot) = cache::find(env, &place) {
+    if known && let Some(slot) = cache::find_near(env, &place) {
         return translate(env, control, headers, &place, slot, bytes);
     }
     if interface.role != role::PUBLIC {
