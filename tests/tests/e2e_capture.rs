@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nat_tests::datagrams::Datagrams;
@@ -14,6 +15,9 @@ use xtask::lab::{Lab, Process, SERVER, client_address, dns, natgw_binary};
 
 /// An option of a packet: code, value.
 type Options = Vec<(u16, Vec<u8>)>;
+/// A capture loads some twenty programs of its own first, which a busy machine takes its time for.
+const LOADED: Duration = Duration::from_secs(60);
+
 const COMMENT: u16 = 1;
 const FLAGS: u16 = 2;
 const PACKET_ID: u16 = 5;
@@ -53,7 +57,7 @@ fn capture(lab: &Lab, more: &[&str]) -> Result<Process> {
     let [natgw, state, file] = [&natgw, &state, &file].map(|path| path.display().to_string());
     let fixed = [&natgw, "--name", lab.name(), "--state-dir", &state, "capture", "-w", &file];
     let mut process = lab.gateway().spawn(fixed.iter().chain(more))?;
-    process.wait_for_line("capturing", SOON)?;
+    process.wait_for_line("capturing", LOADED)?;
     Ok(process)
 }
 
@@ -220,7 +224,7 @@ fn what_is_dropped_is_read_with_its_reason_and_the_rest_is_not(
     let start = std::time::Instant::now();
     while packets(&file(&lab))?.is_empty() {
         assert!(start.elapsed() < SOON, "the packet comes into the file at once");
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     running.signal(Signal::SIGINT)?;
     let said = running.wait(SOON)?.success()?;
@@ -267,7 +271,7 @@ fn however_a_capture_ends_no_packet_is_lost_and_the_gateway_has_its_own_programs
         let start = std::time::Instant::now();
         while !done(&gateway.log()?) {
             anyhow::ensure!(start.elapsed() < SOON, "{}", gateway.log()?);
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         anyhow::Ok(())
     };

@@ -7,7 +7,9 @@ use nat_common::{
 };
 use proptest::prelude::*;
 
-use crate::gateway::{ACK, Gateway, HOST, OTHER_HOST, OTHER_REMOTE, POOL, REMOTE, ROUTER_MAC, SYN};
+use crate::gateway::{
+    ACK, Gateway, HOST, OTHER_HOST, OTHER_REMOTE, POOL, REMOTE, ROUTER_MAC, SERVER, SYN,
+};
 
 #[derive(Clone, Debug)]
 struct Exchange {
@@ -22,7 +24,9 @@ struct Exchange {
 }
 
 fn exchange() -> impl Strategy<Value = Exchange> {
-    let hosts = (0u8..=255, 2u8..=254).prop_map(|(c, d)| ip(10, 0, c, d));
+    let hosts = (0u8..=255, 2u8..=254)
+        .prop_map(|(c, d)| ip(10, 0, c, d))
+        .prop_filter("has a public address of its own", |host| *host != SERVER);
     let remotes = (1u8..=9, any::<[u8; 3]>()).prop_map(|(a, [b, c, d])| ip(a, b, c, d));
     let options = prop::collection::vec(Just(1u8), 0..=10).prop_map(|nops| nops.repeat(4));
     (
