@@ -4,20 +4,13 @@
 //! adds it here. A slot that changes under the reader gives, at worst, what it held a moment ago.
 
 use std::{
-    ffi::c_void,
     hint::black_box,
     io,
-    num::NonZeroUsize,
     path::Path,
-    ptr::NonNull,
-    slice,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use aya::maps::{MapData, MapInfo};
+use aya::maps::MapInfo;
 use nat_common::{
     agenda::Note,
     cache::{Place, SlotImage},
@@ -26,66 +19,23 @@ use nat_common::{
     rules::Control,
     session::{SessionImage, State},
 };
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::error::DatapathError;
+use super::{error::DatapathError, mapped::Mapped};
 
 /// The mapped slots. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct CacheReader {
-    memory: Arc<Memory>,
+    memory: Arc<Mapped<{ size_of::<SlotImage>() / 8 }>>,
     /// Only the mask and the key of the hash are used.
     control: Control,
-}
-
-#[derive(Debug)]
-struct Memory {
-    start: NonNull<c_void>,
-    bytes: NonZeroUsize,
-}
-
-// SAFETY: the memory is only read, and by atomic loads.
-unsafe impl Send for Memory {}
-// SAFETY: as above.
-unsafe impl Sync for Memory {}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `open`, and no reference outlives this.
-        if let Err(error) = unsafe { munmap(self.start, self.bytes.get()) } {
-            log::debug!("the flow cache stays mapped: {error}");
-        }
-    }
-}
-
-impl Memory {
-    fn slots(&self) -> &[[AtomicU64; size_of::<SlotImage>() / 8]] {
-        // SAFETY: a page-aligned mapping of this length; any bits are an integer, and what the
-        // kernel changes meanwhile is read by atomic loads.
-        unsafe {
-            let count = self.bytes.get() / size_of::<SlotImage>();
-            slice::from_raw_parts(self.start.as_ptr().cast(), count)
-        }
-    }
 }
 
 impl CacheReader {
     /// Maps the pinned cache of the gateway in `directory`, whose size it writes into `control`,
     /// with a new key for its hash if there is none.
     pub(super) fn open(directory: &Path, control: &mut Control) -> Result<Self, DatapathError> {
-        let path = directory.join(maps::FLOW_CACHE);
-        let failed = |error| DatapathError::bpf(format!("open {}", path.display()), error);
-        let slots = MapInfo::from_pin(&path).map_err(failed)?.max_entries();
-        let map = MapData::from_pin(&path).map_err(failed)?;
-        let bytes =
-            NonZeroUsize::new(slots as usize * size_of::<SlotImage>()).ok_or_else(|| {
-                DatapathError::call("map the flow cache", io::ErrorKind::InvalidData.into())
-            })?;
-        // SAFETY: a new mapping, wherever the kernel likes.
-        let start =
-            unsafe { mmap(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map.fd(), 0) };
-        let start =
-            start.map_err(|error| DatapathError::call("map the flow cache", error.into()))?;
+        let (_, memory) = Mapped::open(&directory.join(maps::FLOW_CACHE))?;
+        let slots = memory.values().len() as u32;
         let words = sieve_words(directory)?;
         // Kept with the maps: what they hold was placed by it.
         if control.cache_mask != slots - 1 || control.sieve_mask != words - 1 {
@@ -95,7 +45,7 @@ impl CacheReader {
                 DatapathError::call("get random numbers for the flow cache", error)
             })?;
         }
-        Ok(Self { memory: Arc::new(Memory { start, bytes }), control: *control })
+        Ok(Self { memory: Arc::new(memory), control: *control })
     }
 
     /// Reads the nearest places of a key and makes nothing of it: done for many keys in a row, the processor
@@ -105,7 +55,7 @@ impl CacheReader {
     }
 
     fn touch(&self, place: &Place) -> u64 {
-        let slots = self.memory.slots();
+        let slots = self.memory.values();
         let first = |index: u32| slots.get(index as usize).map_or(0, |slot| slot[0].load(Relaxed));
         place.ways().into_iter().take(2).fold(0, |sum, way| sum ^ first(way))
     }
@@ -121,7 +71,7 @@ impl CacheReader {
     /// What the cache has of a key: when it was seen last, packets, bytes.
     fn taken(&self, place: &Place) -> Option<(u32, u64, u64)> {
         let ways = place.ways().into_iter();
-        let mut images = ways.filter_map(|index| self.memory.slots().get(index as usize));
+        let mut images = ways.filter_map(|index| self.memory.values().get(index as usize));
         images.find_map(|slot| place.taken(&slot.each_ref().map(|word| word.load(Relaxed))))
     }
 

@@ -16,6 +16,7 @@ mod forget;
 mod guards;
 mod host;
 mod load;
+mod mapped;
 mod pin;
 mod pinned;
 mod refused;
