@@ -16,7 +16,7 @@ use nat_common::{
 use super::{
     AttachMode, Datapath, Result, attach,
     error::DatapathError,
-    load,
+    load::{self, Hook},
     pin::{self, PINNED, PinDirectory},
     tables::{Kern, take},
     tc::{self, Place},
@@ -31,14 +31,14 @@ static TC_OBJECT: &[u8] =
 #[derive(Debug, Clone)]
 pub struct CapturerSource {
     pins: PinDirectory,
-    tc: bool,
+    hook: Hook,
 }
 
 /// The programs that show packets, loaded. They keep a pin while they live: without its stages a
 /// program that is still attached, its process being dead, would drop what it gets.
 pub struct Capturer {
     bpf: Ebpf,
-    tc: bool,
+    hook: Hook,
     wanted: Array<MapData, Kern<Wanted>>,
     lost: PerCpuArray<MapData, u64>,
     stages: PathBuf,
@@ -56,8 +56,10 @@ impl CapturerSource {
         }
         let generation = self.pins.stage_generations()?.into_iter().max().unwrap_or(0);
         let generation = generation.wrapping_add(1);
-        let stages =
-            if self.tc { self.pins.tc_stages(generation) } else { self.pins.stages(generation) };
+        let stages = match self.hook {
+            Hook::Xdp => self.pins.stages(generation),
+            Hook::Tc => self.pins.tc_stages(generation),
+        };
         let loaded = self.load_with(stages.clone());
         if loaded.is_err() {
             pin::remove(&stages)?;
@@ -71,30 +73,22 @@ impl CapturerSource {
             loader.map_pin_path(map, self.pins.map(map));
         }
         loader.map_pin_path(maps::STAGES, &stages);
-        let object = if self.tc { TC_OBJECT } else { OBJECT };
+        let object = match self.hook {
+            Hook::Xdp => OBJECT,
+            Hook::Tc => TC_OBJECT,
+        };
         let mut bpf = loader.load(object).map_err(|error| match error {
             EbpfError::MapError(error) => DatapathError::bpf("open the maps to capture in", error),
             error => DatapathError::bpf("load the programs that capture", error),
         })?;
         let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM, capture::PROGRAM];
-        let mut table = if self.tc {
-            load::load_tc_stages(&mut bpf, &others, None)?
-        } else {
-            load::load_stages(&mut bpf, &others, None)?
-        };
-        let last = if self.tc {
-            load::classifier(&bpf, capture::PROGRAM)?.fd()
-        } else {
-            load::xdp(&bpf, capture::PROGRAM)?.fd()
-        };
-        let failed = |error| DatapathError::bpf("link the programs that capture", error);
-        table
-            .set(maps::stage::CAPTURED, last.map_err(failed)?, 0)
-            .map_err(|error| DatapathError::bpf("link the programs that capture", error))?;
+        let mut table = load::load_stages(&mut bpf, self.hook, &others, None)?;
+        let last = (maps::stage::CAPTURED, capture::PROGRAM);
+        load::link_stage(&bpf, self.hook, &mut table, last.0, last.1)?;
         let packets = take(&mut bpf, capture::RING)?;
         let wanted = take(&mut bpf, capture::WANTED)?;
         let lost = take(&mut bpf, capture::LOST)?;
-        Ok((Capturer { bpf, tc: self.tc, wanted, lost, stages }, packets))
+        Ok((Capturer { bpf, hook: self.hook, wanted, lost, stages }, packets))
     }
 }
 
@@ -102,7 +96,7 @@ impl Capturer {
     /// Whether they are those for tc.
     #[must_use]
     pub const fn is_tc(&self) -> bool {
-        self.tc
+        matches!(self.hook, Hook::Tc)
     }
 
     /// Which packets are shown, from now on.
@@ -138,7 +132,7 @@ impl Datapath {
     #[must_use]
     pub fn capturer(&self) -> CapturerSource {
         let tc = self.attached.values().any(|mode| *mode == AttachMode::Tc);
-        CapturerSource { pins: self.pins.clone(), tc }
+        CapturerSource { pins: self.pins.clone(), hook: if tc { Hook::Tc } else { Hook::Xdp } }
     }
 
     /// Gives every link the programs that show packets. What it gave them before an error stays
@@ -147,14 +141,14 @@ impl Datapath {
     /// # Errors
     /// As the kernel gives them.
     pub fn start_capture(&mut self, capturer: &mut Capturer) -> Result<()> {
-        let Capturer { bpf, tc, .. } = capturer;
+        let Capturer { bpf, hook, .. } = capturer;
         for (interface, mode) in &self.attached {
             match mode {
-                AttachMode::Tc if *tc => {
+                AttachMode::Tc if *hook == Hook::Tc => {
                     let program = load::classifier_mut(bpf, maps::ENTRY_PROGRAM)?;
                     tc::swap(program, Place::Entry, &self.pins, &self.name, interface)?;
                 }
-                AttachMode::Native | AttachMode::Generic if !*tc => {
+                AttachMode::Native | AttachMode::Generic if *hook == Hook::Xdp => {
                     attach::swap_xdp(bpf, &self.pins, interface)?;
                 }
                 // The gateway has taken the other hook since these were loaded.

@@ -9,7 +9,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{MapData, ProgramArray},
-    programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
+    programs::{Program, ProgramError, SchedClassifier, Xdp},
 };
 use aya_obj::Object;
 use nat_common::{agenda, maps, record::FlowRecord};
@@ -174,9 +174,9 @@ pub(super) fn load_xdp(bpf: &mut Ebpf, verifier_log: Option<&Path>) -> Result<()
     let plain = maps::PLAIN_STAGE_PROGRAMS;
     let others: Vec<&str> = others.into_iter().chain(plain.iter().map(|(_, name)| *name)).collect();
     // The table is pinned: it needs nobody to hold it.
-    let mut stages = load_stages(bpf, &others, verifier_log)?;
+    let mut stages = load_stages(bpf, Hook::Xdp, &others, verifier_log)?;
     for &(index, name) in plain {
-        link_stage(&mut stages, index, name, xdp_mut(bpf, name)?.fd())?;
+        link_stage(bpf, Hook::Xdp, &mut stages, index, name)?;
     }
     Ok(())
 }
@@ -195,46 +195,54 @@ pub(super) fn load_tc(
     let mut bpf = loader
         .load(TC_OBJECT)
         .map_err(|error| DatapathError::bpf("load the BPF object for tc", error))?;
-    load_tc_stages(&mut bpf, &[maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM], verifier_log)?;
+    let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM];
+    load_stages(&mut bpf, Hook::Tc, &others, verifier_log)?;
     Ok(bpf)
 }
 
-/// As [`load_stages`], for tc.
-pub(super) fn load_tc_stages(
-    bpf: &mut Ebpf,
-    others: &[&str],
-    verifier_log: Option<&Path>,
-) -> Result<ProgramArray<MapData>, DatapathError> {
-    let names = maps::STAGE_PROGRAMS.iter().map(|(_, name)| *name);
-    for name in names.chain(others.iter().copied()) {
-        let program = classifier_mut(bpf, name)?;
-        persist(|| program.load()).map_err(|error| rejected(name, error, verifier_log))?;
-    }
-    let mut stages = stage_table(bpf)?;
-    for &(index, name) in maps::STAGE_PROGRAMS {
-        let program = classifier_mut(bpf, name)?.fd();
-        link_stage(&mut stages, index, name, program)?;
-    }
-    Ok(stages)
+/// What the programs that translate are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hook {
+    Xdp,
+    Tc,
 }
 
-/// The stages, linked to each other, and other XDP programs of the same object. The kernel empties
+impl Hook {
+    fn load(
+        self,
+        bpf: &mut Ebpf,
+        name: &str,
+        verifier_log: Option<&Path>,
+    ) -> Result<(), DatapathError> {
+        let loaded = match self {
+            Self::Xdp => {
+                let program = xdp_mut(bpf, name)?;
+                persist(|| program.load())
+            }
+            Self::Tc => {
+                let program = classifier_mut(bpf, name)?;
+                persist(|| program.load())
+            }
+        };
+        loaded.map_err(|error| rejected(name, error, verifier_log))
+    }
+}
+
+/// The stages, linked to each other, and other programs of the same object and hook. The kernel empties
 /// a stage table that is not pinned as soon as nobody holds it.
 pub(super) fn load_stages(
     bpf: &mut Ebpf,
+    hook: Hook,
     others: &[&str],
     verifier_log: Option<&Path>,
 ) -> Result<ProgramArray<MapData>, DatapathError> {
     let names = maps::STAGE_PROGRAMS.iter().map(|(_, name)| *name);
     for name in names.chain(others.iter().copied()) {
-        let program = xdp_mut(bpf, name)?;
-        persist(|| program.load()).map_err(|error| rejected(name, error, verifier_log))?;
+        hook.load(bpf, name, verifier_log)?;
     }
-
     let mut stages = stage_table(bpf)?;
     for &(index, name) in maps::STAGE_PROGRAMS {
-        let program = xdp_mut(bpf, name)?.fd();
-        link_stage(&mut stages, index, name, program)?;
+        link_stage(bpf, hook, &mut stages, index, name)?;
     }
     Ok(stages)
 }
@@ -245,12 +253,18 @@ fn stage_table(bpf: &mut Ebpf) -> Result<ProgramArray<MapData>, DatapathError> {
     ProgramArray::try_from(stages).map_err(|error| DatapathError::bpf("use the stage table", error))
 }
 
-fn link_stage(
+/// Puts a loaded program into the stage table.
+pub(super) fn link_stage(
+    bpf: &Ebpf,
+    hook: Hook,
     stages: &mut ProgramArray<MapData>,
     index: u32,
     name: &str,
-    program: Result<&ProgramFd, ProgramError>,
 ) -> Result<(), DatapathError> {
+    let program = match hook {
+        Hook::Xdp => xdp(bpf, name)?.fd(),
+        Hook::Tc => classifier(bpf, name)?.fd(),
+    };
     program.map_err(Box::from).and_then(|program| Ok(stages.set(index, program, 0)?)).map_err(
         |source: Box<dyn std::error::Error + Send + Sync>| DatapathError::Bpf {
             what: format!("link stage {name}"),

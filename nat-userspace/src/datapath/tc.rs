@@ -1,12 +1,18 @@
 //! Programs on tc: the guards on egress and ingress, the entry program on the ingress. By TCX links that are
 //! pinned or, before Linux 6.6, by netlink.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier,
     links::FdLink,
-    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle},
+    tc::{
+        self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcAttachType,
+        TcHandle,
+    },
 };
 
 use super::{
@@ -108,13 +114,7 @@ fn attach_link(
     let failed = place.failed(interface);
     let path = place.link(pins, interface);
     if let Some(link) = living_link(&path, ifindex)? {
-        let link = SchedClassifierLink::try_from(link)
-            .map_err(|error| DatapathError::bpf(format!("use {}", path.display()), error))?;
-        return program
-            .attach_to_link(link)
-            .and_then(|id| program.take_link(id))
-            .map(drop)
-            .map_err(failed);
+        return give(program, link, &path, failed);
     }
     let options = TcAttachOptions::TcxOrder(place.order());
     let link = program
@@ -157,8 +157,25 @@ fn attach_filter(
             program.attach_with_options(interface, place.direction(), options).map_err(&failed)?
         }
     };
-    // Dropping the handle would take the filter away, which has to outlive this process.
-    std::mem::forget(program.take_link(id).map_err(failed)?);
+    leave(program, id).map_err(failed)
+}
+
+/// Gives the link that is pinned as `path` this program. The link belongs to its pin: this process keeps no
+/// reference that would outlive it.
+fn give(
+    program: &mut SchedClassifier,
+    link: FdLink,
+    path: &Path,
+    failed: impl Fn(ProgramError) -> DatapathError,
+) -> Result<(), DatapathError> {
+    let link = SchedClassifierLink::try_from(link)
+        .map_err(|error| DatapathError::bpf(format!("use {}", path.display()), error))?;
+    program.attach_to_link(link).and_then(|id| program.take_link(id)).map(drop).map_err(failed)
+}
+
+/// Leaves a filter where it is: dropping the handle would take it away, and it has to outlive this process.
+fn leave(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<(), ProgramError> {
+    std::mem::forget(program.take_link(id)?);
     Ok(())
 }
 
@@ -174,14 +191,7 @@ pub(super) fn swap(
     if has_tcx() {
         let path = place.link(pins, interface);
         let Some(link) = remaining_link(&path)? else { return Ok(()) };
-        let link = SchedClassifierLink::try_from(link)
-            .map_err(|error| DatapathError::bpf(format!("use {}", path.display()), error))?;
-        // The link belongs to its pin: this process keeps no reference that would outlive it.
-        return program
-            .attach_to_link(link)
-            .and_then(|id| program.take_link(id))
-            .map(drop)
-            .map_err(failed);
+        return give(program, link, &path, failed);
     }
     let present = match filter(place, name, interface) {
         Ok(present) => present,
@@ -189,9 +199,7 @@ pub(super) fn swap(
         Err(error) => return Err(DatapathError::call(format!("find {interface}"), error)),
     };
     let id = program.attach_to_link(present).map_err(&failed)?;
-    // Dropping the handle would take the filter away.
-    std::mem::forget(program.take_link(id).map_err(failed)?);
-    Ok(())
+    leave(program, id).map_err(failed)
 }
 
 /// Puts a program on the ingress of a device that ends with this process.

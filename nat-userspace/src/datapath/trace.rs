@@ -23,7 +23,7 @@ use nat_common::{
 use super::{
     batch::{Batches, SessionBatches},
     error::DatapathError,
-    load,
+    load::{self, Hook},
     pin::PINNED,
     run::{self, RunResult},
     tables::{Kern, take},
@@ -84,7 +84,7 @@ impl TracerSource {
             EbpfError::MapError(error) => DatapathError::bpf("open the maps to trace in", error),
             error => DatapathError::bpf("load the programs that trace", error),
         })?;
-        let stages = load::load_stages(&mut bpf, &[maps::ENTRY_PROGRAM], None)?;
+        let stages = load::load_stages(&mut bpf, Hook::Xdp, &[maps::ENTRY_PROGRAM], None)?;
         Tracer::new(bpf, stages, &self.pins)
     }
 }
