@@ -11,6 +11,7 @@ use nat_common::env::Atomics;
 use crate::tables::Kernel;
 
 const RELAXED: AtomicOrdering = AtomicOrdering::Relaxed;
+
 impl Atomics for Kernel {
     #[inline(always)]
     fn compare_exchange(cell: &Cell<u64>, old: u64, new: u64) -> bool {

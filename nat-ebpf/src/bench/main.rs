@@ -7,6 +7,9 @@
 #![expect(clippy::needless_pass_by_value, reason = "the signature that aya's macros call")]
 
 mod frame;
+#[cfg(target_arch = "bpf")]
+#[path = "../runtime.rs"]
+mod runtime;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, xdp_action},
@@ -295,18 +298,6 @@ fn touch(ctx: XdpContext) -> u32 {
     words[7] = words[7].wrapping_add(words[0] + 1);
     xdp_action::XDP_REDIRECT
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// Required by licence-bound helpers.
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 /// So that the host's lints read this file; there is nothing to run.
 #[cfg(not(target_arch = "bpf"))]

@@ -29,21 +29,12 @@ mod network;
 #[cfg(target_arch = "bpf")]
 mod programs;
 #[cfg(target_arch = "bpf")]
+#[path = "../runtime.rs"]
+mod runtime;
+#[cfg(target_arch = "bpf")]
 #[path = "../tables.rs"]
 #[expect(dead_code, reason = "programs that see no packet are not among these")]
 mod tables;
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The object is dual licensed because the route lookup helper is open to GPL programs only.
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 /// On the host there is only this, so that `cargo clippy --workspace` works.
 #[cfg(not(target_arch = "bpf"))]
