@@ -2,9 +2,8 @@
 //!
 //! The session table is a hash map, whose lookup walks a bucket, an element and a page table or two.
 //! In front of it stands an array of slots, two to a cache line, found by a keyed hash of the packet's
-//! key. A slot has all
-//! that an established packet needs, and takes what it would have changed in its session: the time
-//! it was seen and how much it carried. The session stays the truth: what a slot has taken is
+//! key. A slot has all that an established packet needs, and takes what it would have changed in its
+//! session: the time it was seen and how much it carried. The session stays the truth: what a slot has taken is
 //! *settled* into its session before anyone judges it by its time, reports it or ends it, and the slot
 //! is *distrusted* when the session changes its state, and *forgotten* when it ends.
 //!

@@ -34,7 +34,7 @@ pub struct Place {
     mask: u32,
 }
 
-pub(super) const fn pair(low: u32, high: u32) -> u64 {
+const fn pair(low: u32, high: u32) -> u64 {
     low as u64 | ((high as u64) << 32)
 }
 

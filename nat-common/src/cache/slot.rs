@@ -6,7 +6,6 @@ use crate::{
     checksum::Delta,
     env::Env,
     flow::{FlowKey, Tuple},
-    net::{Ip4, Port},
     rules::Control,
     session::{Session, State, flags},
 };
@@ -38,8 +37,8 @@ const _: () = assert!(size_of::<Slot>() == 32 && size_of::<SlotImage>() == 32);
 
 /// What stands where in the terms of a slot.
 pub(super) mod terms {
-    /// One of [`super::super::place::code`]; 0: no flow.
-    pub(in super::super) const PROTOCOL: u64 = 3;
+    /// One of [`code`](super::super::place::code); 0: no flow.
+    pub(in super::super) use super::super::place::code::PROTOCOL;
     /// Some key whose first way this is may be in its third or fourth. Stays when the slot is taken by
     /// another.
     pub(in super::super) const SPILLED: u64 = 1 << 3;
@@ -105,12 +104,23 @@ impl Entry {
         (self.terms >> terms::PORT) as u16
     }
 
+    #[inline(always)]
+    const fn address_pair(&self) -> u64 {
+        let change = (self.old_address() ^ self.address()) as u64;
+        self.addresses ^ (change << self.shift())
+    }
+
+    #[inline(always)]
+    const fn port_pair(&self) -> u32 {
+        let change = (self.old_port() ^ self.port()) as u32;
+        self.ends as u32 ^ (change << (self.shift() >> 1))
+    }
+
     /// What source and destination become, each as loaded from the wire.
     #[inline(always)]
     #[must_use]
     pub const fn addresses(&self) -> [u32; 2] {
-        let change = (self.old_address() ^ self.address()) as u64;
-        let both = self.addresses ^ (change << self.shift());
+        let both = self.address_pair();
         [both as u32, (both >> 32) as u32]
     }
 
@@ -118,21 +128,14 @@ impl Entry {
     #[inline(always)]
     #[must_use]
     pub const fn ports(&self) -> [u16; 2] {
-        let change = (self.old_port() ^ self.port()) as u32;
-        let both = self.ends as u32 ^ (change << (self.shift() >> 1));
+        let both = self.port_pair();
         [both as u16, (both >> 16) as u16]
     }
 
     #[inline(always)]
     #[must_use]
     pub const fn tuple(&self) -> Tuple {
-        let ([src, dst], [sport, dport]) = (self.addresses(), self.ports());
-        Tuple {
-            src: Ip4::from_raw(src),
-            dst: Ip4::from_raw(dst),
-            sport: Port::from_raw(sport),
-            dport: Port::from_raw(dport),
-        }
+        tuple_of(self.address_pair(), self.port_pair())
     }
 
     /// What the addresses change of a sum.
