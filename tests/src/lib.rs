@@ -3,6 +3,7 @@
 
 pub mod alone;
 pub mod another_build;
+pub mod attached;
 pub mod datagrams;
 pub mod exchange;
 pub mod frames;
