@@ -37,49 +37,52 @@ const TURN: u64 = 63;
 /// The slot of the key.
 #[inline(always)]
 pub fn find<'a, E: Env>(env: &'a E, place: &Place) -> Option<&'a Slot> {
-    search(env, place, Slot::holds)
+    search(env, place, Slot::difference)
 }
 
 /// The same for who will ask for the [entry](Slot::entry), which has the protocol in its check: it may be the
 /// slot of another protocol's flow, and then there is no entry.
 #[inline(always)]
 pub fn find_near<'a, E: Env>(env: &'a E, place: &Place) -> Option<&'a Slot> {
-    search(env, place, Slot::is_near)
+    search(env, place, Slot::near_difference)
 }
+
+/// No slot has this number.
+const NOWHERE: u32 = u32::MAX;
 
 #[inline(always)]
 fn search<'a, E: Env>(
     env: &'a E,
     place: &Place,
-    holds: impl Fn(&Slot, &Place) -> bool,
+    difference: impl Fn(&Slot, &Place) -> u64,
 ) -> Option<&'a Slot> {
-    let first = env.slot(place.first())?;
-    if holds(first, place) {
-        return Some(first);
+    let slot = env.slot(place.first())?;
+    if difference(slot, place) == 0 {
+        return Some(slot);
     }
-    let mut index = place.first() ^ 1;
-    if !holds(env.slot(index)?, place) {
-        if !first.has_spilled() {
-            return None;
-        }
-        index = place.third();
-        if !holds(env.slot(index)?, place) {
-            index ^= 1;
-            if !holds(env.slot(index)?, place) {
-                return None;
+    // Opaque, so that the verifier does not tell apart which way it is, and walks what follows once.
+    let mut index = black_box(NOWHERE);
+    let beside = place.first() ^ 1;
+    if difference(env.slot(beside)?, place) == 0 {
+        index = beside;
+    } else if slot.has_spilled() {
+        // Both lines are fetched at once.
+        for line in [place.second(), place.third()] {
+            if difference(env.slot(line)?, place) == 0 {
+                index = line;
+            }
+            if difference(env.slot(line ^ 1)?, place) == 0 {
+                index = line ^ 1;
             }
         }
     }
-    // Looked up again by a number that is opaque, so that the verifier walks what follows once.
-    env.slot(black_box(index))
+    if index == NOWHERE { None } else { env.slot(index) }
 }
 
 /// Brings the session up to date with what the cache has taken for it.
 #[inline(always)]
 pub fn settle<E: Env>(env: &E, control: &Control, key: &FlowKey, session: &Session) {
-    if let Some(place) = Place::of(key, control)
-        && let Some(slot) = find(env, &place)
-    {
+    if let Some(slot) = find(env, &Place::of(key, control)) {
         slot.settle::<E>(session);
     }
 }
@@ -88,9 +91,7 @@ pub fn settle<E: Env>(env: &E, control: &Control, key: &FlowKey, session: &Sessi
 /// look and change nothing.
 #[inline(always)]
 pub fn date<E: Env>(env: &E, control: &Control, key: &FlowKey, copy: &Session) {
-    if let Some(place) = Place::of(key, control)
-        && let Some(slot) = find(env, &place)
-    {
+    if let Some(slot) = find(env, &Place::of(key, control)) {
         let (seen, word) = (slot.seen(), copy.word());
         if word.state() != State::Dead && seen.wrapping_sub(word.seen()) < u32::MAX / 2 {
             copy.word.set(word.with_seen(seen).0);
@@ -101,9 +102,7 @@ pub fn date<E: Env>(env: &E, control: &Control, key: &FlowKey, copy: &Session) {
 /// Has the next packet of the key look at its session, whose state has just changed.
 #[inline(always)]
 pub fn distrust<E: Env>(env: &E, control: &Control, key: &FlowKey) {
-    if let Some(place) = Place::of(key, control)
-        && let Some(slot) = find(env, &place)
-    {
+    if let Some(slot) = find(env, &Place::of(key, control)) {
         slot.distrust::<E>();
     }
 }
@@ -111,9 +110,7 @@ pub fn distrust<E: Env>(env: &E, control: &Control, key: &FlowKey) {
 /// Takes the key out of the cache, and brings its session up to date.
 #[inline(always)]
 pub fn forget<E: Env>(env: &E, control: &Control, key: &FlowKey, session: &Session) {
-    if let Some(place) = Place::of(key, control)
-        && let Some(slot) = find(env, &place)
-    {
+    if let Some(slot) = find(env, &Place::of(key, control)) {
         // By an atomic operation, as everything that comes before or after a change of state.
         slot.distrust::<E>();
         slot.settle::<E>(session);
@@ -129,27 +126,27 @@ fn way<E: Env>(
     session: &Session,
     now: u32,
 ) -> Option<u32> {
-    let [first, _, third, _] = place.ways();
-    // The best so far, and how good it is: another's, idle, free.
-    let (mut best, mut merit) = (first, 0);
+    // The best so far, by its number among the ways, and how good it is: another's, idle, free. Without a branch,
+    // for the verifier would walk each from here.
+    let (mut best, mut merit) = (place.first(), 0_u64);
     for way in place.ways() {
         let slot = env.slot(way)?;
         if slot.holds(place) {
             return Some(way);
         }
-        let its = slot.merit(control, now);
-        if its > merit {
-            (best, merit) = (way, its);
-        }
+        let its = black_box(slot.merit(control, now));
+        let better = (merit.wrapping_sub(its).cast_signed() >> 63).cast_unsigned();
+        best ^= (best ^ way) & better as u32;
+        merit ^= (merit ^ its) & better;
     }
     if merit > 0 {
-        if best | 1 == third | 1 {
-            env.slot(first)?.spill::<E>();
+        if best | 1 != place.first() | 1 {
+            env.slot(place.first())?.spill::<E>();
         }
         return Some(best);
     }
     // Whoever sends much gets a slot from someone who sends little, in the end.
-    (session.packets.get() & TURN == 0).then_some(first)
+    (session.packets.get() & TURN == 0).then_some(place.first())
 }
 
 /// Whether a slot can say what the session does to its packets: one end of them is replaced.
@@ -170,13 +167,15 @@ pub fn enter<E: Env>(env: &E, control: &Control, place: &Place, session: &Sessio
         return;
     }
     let Some(way) = way(env, control, place, session, now) else { return };
-    let (epoch, word) = (session.epoch.get(), session.word());
+    let epoch = session.epoch.get();
     let (next, path) = (NextHop(session.next_hop.get()), Path(session.path.get()));
     let Some(egress) = env.interface_in(next.slot()) else { return };
     let Some(hop) = next_hops::number(env, next, path, egress.mac, epoch) else { return };
     let Some(slot) = env.slot(black_box(way)) else { return };
 
     slot.vacate(env);
+    // Not before: it may have been the session's own, and has brought it up to date.
+    let word = session.word();
     let terms = slot.write::<E>(place, session, hop, epoch, now);
     if session.word() != word {
         return;

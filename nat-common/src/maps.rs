@@ -3,7 +3,7 @@
 //! Pinned as `BPF_DIR/NAME/v{LAYOUT}/MAP`. A change of any type below is a new `LAYOUT`.
 
 /// Version of everything that is stored in pinned maps.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 pub const CONTROL: &str = "control";
 pub const COUNTERS: &str = "counters";
@@ -65,13 +65,12 @@ pub const RECORD_BYTES: u32 = 16 << 20;
 /// Default capacity of the session table, in sessions (two entries each).
 pub const SESSIONS_DEFAULT: u32 = 1_048_576;
 
-/// Slots of the flow cache for a session table of this capacity: two for each direction, because a full
-/// table of few ways turns flows away, and a power of two.
+/// Slots of the flow cache for a session table of this capacity: three for two directions, because a full
+/// table of few ways turns flows away; and whole pages of memory.
 pub const fn cache_slots(sessions: u32) -> u32 {
-    match sessions.saturating_mul(4).checked_next_power_of_two() {
-        Some(slots) => slots,
-        None => 1 << 31,
-    }
+    const PAGE: u32 = 128;
+    let slots = sessions.saturating_mul(3) / PAGE * PAGE;
+    if slots < PAGE { PAGE } else { slots }
 }
 
 /// Words of the sieve (see [`crate::sieve`]): two bytes a session, and a power of two.

@@ -33,14 +33,22 @@ pub struct Control {
     pub timeouts: [u32; State::COUNT],
     /// Index of the slow path's tap device; it has its slot among the interfaces. 0: none.
     pub slow_path: u32,
-    /// Slots of the flow cache less one; 0: there is none.
-    pub cache_mask: u32,
-    /// Key of the hash by which it is searched, so that nobody can aim at a slot.
-    pub cache_seed: [u32; 4],
+    pub cache: CacheShape,
     /// Words of the sieve less one; it is searched by the same hash.
     pub sieve_mask: u32,
     /// See [`routing`].
     pub routing: u32,
+}
+
+/// Where the flow cache has what.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct CacheShape {
+    /// Slots that are used, a multiple of 128; 0: none yet. Fewer than the map has where there are few
+    /// sessions, which so lie closer together.
+    pub slots: u32,
+    /// Key of the hash by which it is searched, so that nobody can aim at a slot.
+    pub seed: [u32; 4],
 }
 
 impl Control {

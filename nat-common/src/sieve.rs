@@ -38,7 +38,7 @@ impl Spot {
     /// By other bits of the hash than those that find the slot.
     #[inline(always)]
     const fn of(place: &Place, mask: u32) -> Self {
-        let hash = place.hash() >> 32;
+        let hash = place.hash();
         Self {
             word: (hash as u32 >> BITS) & mask,
             one: 1 << ((hash & (COUNTERS - 1)) << (BITS.trailing_zeros())),
@@ -55,10 +55,9 @@ pub fn may_have<E: Env>(env: &E, place: &Place, mask: u32) -> bool {
 
 /// Number of a key's word, and what the key adds to it.
 #[inline(always)]
-pub const fn share(key: &FlowKey, control: &Control) -> Option<(u32, u64)> {
-    let Some(place) = Place::of(key, control) else { return None };
-    let spot = Spot::of(&place, control.sieve_mask);
-    Some((spot.word, spot.one))
+pub const fn share(key: &FlowKey, control: &Control) -> (u32, u64) {
+    let spot = Spot::of(&Place::of(key, control), control.sieve_mask);
+    (spot.word, spot.one)
 }
 
 /// Counts a key, or one less. The key is opaque: what is known of it from the last time is not to be
@@ -66,7 +65,7 @@ pub const fn share(key: &FlowKey, control: &Control) -> Option<(u32, u64)> {
 #[inline(always)]
 fn count<E: Env>(env: &E, key: &FlowKey, add: bool) {
     let Some(control) = env.control() else { return };
-    let Some((word, one)) = share(black_box(key), control) else { return };
+    let (word, one) = share(black_box(key), control);
     if let Some(word) = env.sieve(word) {
         E::add(word, if add { one } else { one.wrapping_neg() });
     }

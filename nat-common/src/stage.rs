@@ -143,6 +143,8 @@ pub struct ReapRequest {
 }
 
 pub mod request {
+    use super::{FlowKey, Ip4, Port, Tuple};
+
     /// Sessions of one request.
     pub const BATCH: usize = 128;
     /// Writes the current ticks into `count`.
@@ -157,6 +159,18 @@ pub mod request {
     pub const UNBIND: u32 = 3;
     /// As `EXPIRE`, of [notes](crate::agenda::Note); and says when each is to be looked at again.
     pub const LOOK: u32 = 4;
+    /// Brings the sessions up to date that have [these](slot) slots of the flow cache.
+    pub const SETTLE: u32 = 5;
+    /// And leaves them to their sessions.
+    pub const VACATE: u32 = 6;
+
+    /// A slot of the flow cache, in the place of a key.
+    #[must_use]
+    pub const fn slot(number: u32) -> FlowKey {
+        let (src, dst) = (Ip4::from_raw(number), Ip4::UNSPECIFIED);
+        FlowKey::new(Tuple { src, dst, sport: Port::ZERO, dport: Port::ZERO }, 0, 0)
+    }
+
     /// Never again.
     pub const GONE: u32 = 0;
 }

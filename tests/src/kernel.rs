@@ -21,7 +21,9 @@ use nat_common::{
 use nat_userspace::{
     config::{self, HostView, Overrides},
     controller::{Facts, compile, plan},
-    datapath::{AttachMode, Datapath, OpenOptions, RunResult, detach_all, ticks_per_second},
+    datapath::{
+        AttachMode, Datapath, DatapathError, OpenOptions, RunResult, detach_all, ticks_per_second,
+    },
 };
 
 const NAME: &str = "test";
@@ -105,9 +107,12 @@ impl Kernel {
             bpf_dir: pins.0.clone(),
             name: NAME.to_owned(),
             sessions,
-            verifier_log: None,
+            verifier_log: Some(
+                std::env::temp_dir()
+                    .join(format!("natgw-kernel-{}-{number}.log", std::process::id())),
+            ),
         };
-        let (datapath, _) = Datapath::open(&options)?;
+        let (datapath, _) = Datapath::open(&options).map_err(|error| with_log(error, &options))?;
         let mut kernel = Self { datapath, inside, outside, pins };
         kernel.set_up(arms, &text)?;
         Ok(kernel)
@@ -203,7 +208,7 @@ impl Kernel {
         let control = self.datapath.control()?;
         let mut counted = vec![0_u64; control.sieve_mask as usize + 1];
         for key in keys {
-            let (word, one) = sieve::share(key, &control).context("there is a sieve")?;
+            let (word, one) = sieve::share(key, &control);
             counted[word as usize] += one;
         }
         let map = MapData::from_pin(self.directory().join(maps::SIEVE))?;
@@ -212,6 +217,17 @@ impl Kernel {
         ensure!(words == counted, "the sieve has counted something else than the session table");
         Ok(())
     }
+}
+
+/// What the verifier says of a program that it refuses, the end of it.
+fn with_log(error: DatapathError, options: &OpenOptions) -> anyhow::Error {
+    const LINES: usize = 40;
+    let error = anyhow::Error::new(error);
+    let Some(path) = &options.verifier_log else { return error };
+    let Ok(log) = std::fs::read_to_string(path) else { return error };
+    let lines: Vec<&str> = log.lines().collect();
+    let end = lines[lines.len().saturating_sub(LINES)..].join("\n");
+    error.context(format!("the verifier's log ends with\n{end}"))
 }
 
 /// MAC address of an interface of the gateway.

@@ -5,7 +5,7 @@ use core::hint::black_box;
 use crate::{
     flow::{FlowKey, Tuple},
     net::{Ip4, Port, proto},
-    rules::Control,
+    rules::{CacheShape, Control},
     session::State,
 };
 
@@ -20,8 +20,8 @@ pub(super) const MIX: [u64; 5] = [
     0x510e_527f_ade6_82d1,
 ];
 
-/// Where a key's slot is: its first way; the second is the other slot in the same line, the third and
-/// fourth are a line elsewhere in the same page of memory, which is cheaper to reach than any other.
+/// Where a key's slot is: in one of three lines of a page of memory, two slots each. The first is by far the
+/// likeliest; and the others, if they are needed, are cheaper to reach than those of any other page.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     /// The key. Addresses; then ports (low half), protocol and realm.
@@ -31,8 +31,10 @@ pub struct Place {
     rest: u64,
     hash: u64,
     index: u32,
-    mask: u32,
 }
+
+/// Slots of a page of 4 KiB.
+const PAGE: u32 = 128;
 
 const fn pair(low: u32, high: u32) -> u64 {
     low as u64 | ((high as u64) << 32)
@@ -86,13 +88,17 @@ pub(super) const fn protocol_of(code: u64) -> (u8, State) {
 }
 
 impl Place {
-    /// `None`: there is no cache.
     #[inline(always)]
-    pub const fn of(key: &FlowKey, control: &Control) -> Option<Self> {
+    pub const fn of(key: &FlowKey, control: &Control) -> Self {
+        Self::within(key, &control.cache)
+    }
+
+    #[inline(always)]
+    pub const fn within(key: &FlowKey, shape: &CacheShape) -> Self {
         let Tuple { src, dst, sport, dport } = key.tuple;
         let (addresses, ports) = ([src.raw(), dst.raw()], [sport.raw(), dport.raw()]);
         // Opaque, or the compiler makes ways of their own for each protocol.
-        Self::of_flow(addresses, ports, black_box(key.protocol), key.realm, control)
+        Self::of_flow(addresses, ports, black_box(key.protocol), key.realm, shape)
     }
 
     /// The same of a key in parts; addresses and ports as loaded from the wire.
@@ -102,21 +108,19 @@ impl Place {
         [sport, dport]: [u16; 2],
         protocol: u8,
         realm: u8,
-        control: &Control,
-    ) -> Option<Self> {
+        shape: &CacheShape,
+    ) -> Self {
         let ports = sport as u32 | ((dport as u32) << 16);
         let words = [pair(src, dst), pair(ports, protocol as u32 | ((realm as u32) << 8))];
         let rest = ports as u64 | code_of(protocol, realm) << 32;
-        if control.cache_mask == 0 {
-            return None;
-        }
-        let [a, b, c, d] = control.cache_seed;
+        let [a, b, c, d] = shape.seed;
         let low = (words[0] ^ pair(a, b)).wrapping_mul(MIX[0]);
         let high = (words[1] ^ pair(c, d)).wrapping_mul(MIX[1]);
         let mixed = (low ^ (low >> 32)).wrapping_add(high ^ (high >> 29)).wrapping_mul(MIX[2]);
         let hash = mixed ^ (mixed >> 32);
-        let mask = control.cache_mask;
-        Some(Self { words, rest, hash, index: hash as u32 & mask, mask })
+        // The upper half, as a fraction of all slots, whose number need not be a power of two.
+        let index = ((mixed >> 32) * shape.slots as u64) >> 32;
+        Self { words, rest, hash, index: index as u32 }
     }
 
     #[inline(always)]
@@ -168,16 +172,28 @@ impl Place {
     /// The slots that may hold the key.
     #[inline(always)]
     #[must_use]
-    pub const fn ways(&self) -> [u32; 4] {
-        let third = self.third();
-        [self.index, self.index ^ 1, third, third ^ 1]
+    pub const fn ways(&self) -> [u32; 6] {
+        let (first, second, third) = (self.index, self.second(), self.third());
+        [first, first ^ 1, second, second ^ 1, third, third ^ 1]
+    }
+
+    /// A slot of the second line: by an odd number of lines from the first, and the third by an even one that is not
+    /// zero, so they are never the same.
+    #[inline(always)]
+    pub(super) const fn second(&self) -> u32 {
+        self.elsewhere((self.hash >> 24) as u32 | 1)
     }
 
     #[inline(always)]
     pub(super) const fn third(&self) -> u32 {
-        // Odd, so never the line itself; 64 lines are a page.
-        let lines = (self.hash >> 58) as u32 | 1;
-        self.index ^ ((lines << 1) & self.mask)
+        self.elsewhere((self.hash >> 18) as u32 & !1 | 2)
+    }
+
+    /// A slot so many lines from the first, in the same page: which is whole, as the number of slots is a multiple
+    /// of a page's.
+    #[inline(always)]
+    const fn elsewhere(&self, lines: u32) -> u32 {
+        self.index ^ ((lines << 1) & (PAGE - 1))
     }
 
     /// What the slot with this image has of the key: when it was last seen, packets, bytes.

@@ -39,8 +39,7 @@ const _: () = assert!(size_of::<Slot>() == 32 && size_of::<SlotImage>() == 32);
 pub(super) mod terms {
     /// One of [`code`](super::super::place::code); 0: no flow.
     pub(in super::super) use super::super::place::code::PROTOCOL;
-    /// Some key whose first way this is may be in its third or fourth. Stays when the slot is taken by
-    /// another.
+    /// Some key whose first way this is may be in its other lines. Stays when the slot is taken by another.
     pub(in super::super) const SPILLED: u64 = 1 << 3;
     /// The slot may be believed; without it, the flow is looked at by its session.
     pub(in super::super) const TRUSTED: u64 = 1 << 4;
@@ -216,17 +215,23 @@ const fn rest(ends: u64, its: u64) -> u64 {
 impl Slot {
     #[inline(always)]
     pub(super) fn holds(&self, place: &Place) -> bool {
-        self.addresses.get() == place.words[0]
-            && rest(self.ends.get(), self.terms.get()) == place.rest()
+        self.difference(place) == 0
     }
 
-    /// Whether it holds the key, or one of another protocol.
+    /// 0 if it holds the key.
     #[inline(always)]
-    pub(super) fn is_near(&self, place: &Place) -> bool {
-        self.addresses.get() == place.words[0] && self.ends.get() as u32 == place.ports()
+    pub(super) fn difference(&self, place: &Place) -> u64 {
+        (self.addresses.get() ^ place.words[0])
+            | (rest(self.ends.get(), self.terms.get()) ^ place.rest())
     }
 
-    /// What the slot says of the key, if it [is near](Self::is_near) and can be believed in this epoch.
+    /// 0 if it holds the key, or one of another protocol.
+    #[inline(always)]
+    pub(super) fn near_difference(&self, place: &Place) -> u64 {
+        (self.addresses.get() ^ place.words[0]) | u64::from(self.ends.get() as u32 ^ place.ports())
+    }
+
+    /// What the slot says of the key, if it [is near](Self::near_difference) and can be believed in this epoch.
     #[inline(always)]
     pub fn entry(&self, place: &Place, epoch: u32) -> Option<Entry> {
         let (ends, its) = (self.ends.get(), self.terms.get());
@@ -255,14 +260,15 @@ impl Slot {
         E::add(&self.tally, more);
     }
 
-    /// How good the slot is for another flow. 2: it has none; 1: its flow has not been seen for a second.
+    /// How good the slot is for another flow. 2 and more: it has none; 1: its flow has not been seen for a second.
+    /// Without a branch, for the verifier walks every way from here.
     #[inline(always)]
-    pub(super) fn merit(&self, control: &Control, now: u32) -> u32 {
-        if self.terms.get() & terms::TRUSTED == 0 {
-            2
-        } else {
-            u32::from(now.wrapping_sub(self.seen()) > control.hz)
-        }
+    pub(super) fn merit(&self, control: &Control, now: u32) -> u64 {
+        let idle =
+            u64::from(control.hz).wrapping_sub(u64::from(now.wrapping_sub(self.seen()))) >> 63;
+        let free = (!self.terms.get() & terms::TRUSTED) / (terms::TRUSTED / 2);
+        // Free is as good whatever it was before: else a flow would leave what looks like its slot behind.
+        free | idle >> (free / 2)
     }
 
     #[inline(always)]
@@ -307,6 +313,18 @@ impl Slot {
     /// Takes the slot from whoever has it: what it has taken goes to its session.
     #[inline(always)]
     pub(super) fn vacate<E: Env>(&self, env: &E) {
+        self.settle_whose(env);
+        self.free::<E>();
+    }
+
+    #[inline(always)]
+    pub fn free<E: Env>(&self) {
+        E::and(&self.terms, terms::SPILLED);
+    }
+
+    /// Gives what the slot has taken to the session of whoever has it.
+    #[inline(always)]
+    pub fn settle_whose<E: Env>(&self, env: &E) {
         let its = self.terms.get();
         if self.tally.get() & TAKEN != 0 {
             let (protocol, _) = protocol_of(its & terms::PROTOCOL);
@@ -316,7 +334,6 @@ impl Slot {
                 None => _ = E::and(&self.tally, !TAKEN),
             }
         }
-        E::and(&self.terms, terms::SPILLED);
     }
 
     /// Writes what the slot will say of the key, all but the terms that make it believed, which are returned.
@@ -354,6 +371,16 @@ impl Slot {
     #[inline(always)]
     pub(super) fn trust<E: Env>(&self, its: u64) {
         E::or(&self.terms, its);
+    }
+
+    /// Whose slot with this image is.
+    #[must_use]
+    pub const fn owner(image: &SlotImage) -> Option<FlowKey> {
+        let [addresses, ends, its, _] = *image;
+        match protocol_of(its & terms::PROTOCOL) {
+            (0, _) => None,
+            (protocol, _) => Some(FlowKey::new(tuple_of(addresses, ends as u32), protocol, 0)),
+        }
     }
 
     pub(super) const fn taken(image: &SlotImage, place: &Place) -> Option<(u32, u64, u64)> {

@@ -75,11 +75,11 @@ pub struct World {
     /// Destinations whose ports are tracked at a time.
     pub busy_capacity: usize,
     pub sessions: Shared<FlowKey, Session>,
-    /// As long as the mask in `control` says, plus one.
+    /// As long as `control` says.
     pub cache: Vec<Slot>,
-    /// As long as its mask says, or empty: then there is none.
     /// As many as there may be, or none: then nothing enters the cache.
     pub next_hops: Vec<Row>,
+    /// As long as its mask says, or empty: then there is none.
     pub sieve: Vec<Cell<u64>>,
     /// What the sweep has to look at.
     pub agenda: RefCell<Vec<Note>>,

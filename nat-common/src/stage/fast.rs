@@ -44,9 +44,8 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     let now = env.now();
     let epoch = control.current_epoch(now);
     let place = Place::of(&parsed.key, control);
-    if let Some(place) = &place
-        && let Some(slot) = cache::find(env, place)
-        && let Some(entry) = slot.entry(place, epoch)
+    if let Some(slot) = cache::find(env, &place)
+        && let Some(entry) = slot.entry(&place, epoch)
         && let Some(step) = cached(packet, env, &parsed, control, slot, &entry, now)
     {
         return step;
@@ -56,9 +55,7 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     };
     match established(packet, env, &parsed, control, session, epoch, now) {
         Some(step) => {
-            if let Some(place) = &place {
-                cache::enter(env, control, place, session, now);
-            }
+            cache::enter(env, control, &place, session, now);
             step
         }
         None => Step::Go(stage::HIT),

@@ -96,12 +96,12 @@ fn count_change<E: Env>(env: &E, before: State, after: State) {
 /// Whether the configuration in force still allows the session.
 #[inline(always)]
 fn is_allowed<E: Env>(env: &E, key: &FlowKey, session: &Session) -> bool {
-    let (private, private_port, public, public_port, remote) = if session.is_outbound() {
+    let (private, private_port, public, public_port) = if session.is_outbound() {
         let (old, new) = (key.tuple, session.tuple);
-        (old.src, old.sport, new.src, new.sport, new.dst)
+        (old.src, old.sport, new.src, new.sport)
     } else {
         let (old, new) = (key.tuple, session.tuple);
-        (new.dst, new.dport, old.dst, old.dport, old.src)
+        (new.dst, new.dport, old.dst, old.dport)
     };
     match env.address(u32::from(session.address)) {
         Some(address) if address.address == public && address.flags != 0 => {}
@@ -115,6 +115,8 @@ fn is_allowed<E: Env>(env: &E, key: &FlowKey, session: &Session) -> bool {
             .is_some_and(|forward| forward.address == private && forward.port == private_port);
     }
     env.snat_rule(private).is_some_and(|rule| {
+        // Not before: the stack has no room for it (512 bytes, in fragments on Linux 6.1).
+        let remote = if session.is_outbound() { session.tuple.dst } else { key.tuple.src };
         rule.pool == u32::from(session.pool) && !env.is_exempt(rule.rule, remote)
     })
 }

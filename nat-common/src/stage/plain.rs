@@ -214,7 +214,7 @@ fn look<E: Env, H: Headers>(
         return None;
     }
     let place =
-        Place::of_flow(plain.addresses, plain.ports, H::PROTOCOL, interface.realm, control)?;
+        Place::of_flow(plain.addresses, plain.ports, H::PROTOCOL, interface.realm, &control.cache);
     // First, for it is small: what has no session would find neither slot nor bucket warm.
     let known = sieve::may_have(env, &place, control.sieve_mask);
     if known && let Some(slot) = cache::find_near(env, &place) {

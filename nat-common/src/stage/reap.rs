@@ -18,7 +18,21 @@ pub fn one<E: Env>(env: &E, op: u32, key: &FlowKey) -> bool {
     match op {
         request::EXPIRE | request::END => session(env, key, now, op == request::EXPIRE),
         request::UNBIND => unbind(env, key, now),
+        request::SETTLE | request::VACATE => {
+            leave(env, key, op == request::VACATE);
+            false
+        }
         _ => false,
+    }
+}
+
+/// Settles a slot of the flow cache that has another place now, or will have, and frees it.
+#[inline(always)]
+fn leave<E: Env>(env: &E, key: &FlowKey, vacate: bool) {
+    let Some(slot) = env.slot(key.tuple.src.raw()) else { return };
+    slot.settle_whose(env);
+    if vacate {
+        slot.free::<E>();
     }
 }
 

@@ -1,11 +1,19 @@
 //! The flow cache: it makes packets cheaper and changes nothing else.
 
 use nat_common::{
-    cache::{self, Slot},
+    cache::{self, Place},
     env::Tables as _,
-    host::packet::{Endpoint, Packet},
+    host::{
+        HostFrame,
+        packet::{Endpoint, Packet},
+    },
+    rules::CacheShape,
     session::State,
-    stage::{end, reap, request},
+    stage::{
+        end,
+        plain::{self, First},
+        reap, request,
+    },
     verdict::DropReason,
 };
 
@@ -25,13 +33,30 @@ fn back() -> Packet {
     Packet::udp(TO, (POOL, 5000))
 }
 
-/// A gateway whose cache has this many slots.
-fn with_slots(slots: u32) -> Gateway {
-    let mut gateway = Gateway::two_armed();
-    gateway.world.cache.clear();
-    gateway.world.cache.resize_with(slots as usize, Slot::default);
-    gateway.world.control.cache_mask = slots - 1;
-    gateway
+/// A gateway whose cache has one page of slots.
+fn cached() -> Gateway {
+    Gateway::two_armed()
+}
+
+fn place(gateway: &Gateway, packet: &Packet) -> Place {
+    Place::of(&key(packet), &gateway.world.control)
+}
+
+/// The three lines of the cache in which a flow may be.
+fn lines(gateway: &Gateway, packet: &Packet) -> [u32; 3] {
+    let [first, _, second, _, third, _] = place(gateway, packet).ways();
+    [first | 1, second | 1, third | 1]
+}
+
+/// Flows with lines as wanted, from this port on.
+fn flows_from(
+    gateway: &Gateway,
+    port: u16,
+    wanted: impl Fn([u32; 3]) -> bool,
+) -> impl Iterator<Item = Packet> {
+    (port..65000)
+        .map(|port| Packet::udp((HOST, port), (REMOTE, 53)))
+        .filter(move |flow| wanted(lines(gateway, flow)))
 }
 
 /// Packets and bytes that the session table has of this direction.
@@ -49,7 +74,7 @@ fn settled(gateway: &Gateway, packet: &Packet) -> (u64, u64) {
 
 #[test]
 fn packets_of_a_cached_flow_leave_the_session_table_alone_and_are_counted_when_it_is_settled() {
-    let gateway = with_slots(64);
+    let gateway = cached();
     let length = u64::from(gateway.out(&there()).outcome.bytes);
     gateway.sent_out(&there());
     let before = stored(&gateway, &there());
@@ -65,7 +90,7 @@ fn packets_of_a_cached_flow_leave_the_session_table_alone_and_are_counted_when_i
 
 #[test]
 fn a_flow_that_only_the_cache_sees_keeps_its_session_alive() {
-    let mut gateway = with_slots(64);
+    let mut gateway = cached();
     gateway.sent_out(&there());
     gateway.sent_out(&there());
     for _ in 0..10 {
@@ -81,7 +106,7 @@ fn a_flow_that_only_the_cache_sees_keeps_its_session_alive() {
 
 #[test]
 fn a_cached_flow_is_absent_after_its_timeout_although_nobody_swept() {
-    let mut gateway = with_slots(64);
+    let mut gateway = cached();
     gateway.sent_out(&there());
     gateway.sent_back(&back());
     gateway.sent_back(&back());
@@ -91,7 +116,7 @@ fn a_cached_flow_is_absent_after_its_timeout_although_nobody_swept() {
 
 #[test]
 fn a_session_that_was_ended_translates_no_more_and_its_last_packets_are_told() {
-    let gateway = with_slots(64);
+    let gateway = cached();
     for _ in 0..5 {
         gateway.sent_out(&there());
     }
@@ -106,7 +131,7 @@ fn a_session_that_was_ended_translates_no_more_and_its_last_packets_are_told() {
 #[test]
 fn a_session_that_leaves_the_established_state_leaves_the_cache() {
     for end in [FIN | ACK, RST] {
-        let mut gateway = with_slots(64);
+        let mut gateway = cached();
         let to = (REMOTE, 443);
         let public = gateway.connect(FROM, to);
         let (out, back) = (Packet::tcp(FROM, to, ACK), Packet::tcp(to, public, ACK));
@@ -130,9 +155,9 @@ fn a_session_that_leaves_the_established_state_leaves_the_cache() {
 
 #[test]
 fn flows_that_share_a_slot_are_each_translated_and_counted_right() {
-    // One pair of slots for eight flows, both ways.
-    let gateway = with_slots(2);
-    let flows: Vec<(Packet, Packet)> = (0..8_u16)
+    // A page of 128 slots for 100 flows, both ways.
+    let gateway = cached();
+    let flows: Vec<(Packet, Packet)> = (0..100_u16)
         .map(|flow| {
             let (host, remote) =
                 if flow % 2 == 0 { (HOST, REMOTE) } else { (OTHER_HOST, OTHER_REMOTE) };
@@ -141,7 +166,7 @@ fn flows_that_share_a_slot_are_each_translated_and_counted_right() {
             (out, Packet::udp((remote, 53), public))
         })
         .collect();
-    for round in 0..300_usize {
+    for round in 0..100_usize {
         for (number, (out, back)) in flows.iter().enumerate() {
             for _ in 0..=(round + number) % 3 {
                 assert_eq!(gateway.sent_out(out).source().1, 5000 + number as u16);
@@ -150,27 +175,36 @@ fn flows_that_share_a_slot_are_each_translated_and_counted_right() {
         }
     }
     for (number, (out, back)) in flows.iter().enumerate() {
-        let sent: usize = (0..300).map(|round| (round + number) % 3 + 1).sum();
+        let sent: usize = (0..100).map(|round| (round + number) % 3 + 1).sum();
         assert_eq!(settled(&gateway, out).0, sent as u64 + 1, "flow {number}");
-        assert_eq!(settled(&gateway, back).0, 300, "flow {number}");
+        assert_eq!(settled(&gateway, back).0, 100, "flow {number}");
     }
 }
 
+/// What the session table has of each, before and after one more packet of each.
+fn before_and_after(gateway: &Gateway, flows: &[Packet]) -> [Vec<(u64, u64)>; 2] {
+    let all = || flows.iter().map(|flow| stored(gateway, flow)).collect();
+    let before = all();
+    for flow in flows {
+        gateway.sent_out(flow);
+    }
+    [before, all()]
+}
+
 #[test]
-fn a_flow_whose_pair_is_taken_has_a_slot_elsewhere_and_leaves_it_when_it_ends() {
-    // Two pairs for four flows: whichever pair is theirs, all of them find a slot.
-    let gateway = with_slots(4);
-    let flows: Vec<Packet> =
-        (0..4).map(|flow| Packet::udp((HOST, 5000 + flow), (REMOTE, 53))).collect();
+fn a_flow_whose_lines_are_taken_has_a_slot_in_the_next_and_leaves_it_when_it_ends() {
+    let gateway = cached();
+    let last = there();
+    let [first, second, _] = lines(&gateway, &last);
+    let in_first = flows_from(&gateway, 6000, |[its, ..]| its == first).take(2);
+    let in_second = flows_from(&gateway, 6000, |[its, ..]| its == second).take(2);
+    let flows: Vec<Packet> = in_first.chain(in_second).chain([last]).collect();
+    assert_eq!(flows.len(), 5);
     for flow in &flows {
         gateway.sent_out(flow);
         gateway.sent_out(flow);
     }
-    let before: Vec<_> = flows.iter().map(|flow| stored(&gateway, flow)).collect();
-    for flow in &flows {
-        gateway.sent_out(flow);
-    }
-    let after: Vec<_> = flows.iter().map(|flow| stored(&gateway, flow)).collect();
+    let [before, after] = before_and_after(&gateway, &flows);
     assert_eq!(after, before, "the cache took one packet of each");
     for flow in &flows {
         assert_eq!(settled(&gateway, flow).0, 3);
@@ -185,24 +219,21 @@ fn a_flow_whose_pair_is_taken_has_a_slot_elsewhere_and_leaves_it_when_it_ends() 
 
 #[test]
 fn a_free_slot_is_preferred_to_one_whose_flow_is_idle() {
-    let mut gateway = with_slots(4);
-    let flow = |number: u16| Packet::udp((HOST, 5000 + number), (REMOTE, 53));
-    for number in 0..4 {
-        gateway.sent_out(&flow(number));
-        gateway.sent_out(&flow(number));
+    let mut gateway = cached();
+    let [first, ..] = lines(&gateway, &there());
+    let flows: Vec<_> = flows_from(&gateway, 6000, |[its, ..]| its == first).take(4).collect();
+    for flow in &flows {
+        gateway.sent_out(flow);
+        gateway.sent_out(flow);
         gateway.pass(2 * HZ);
     }
-    let before: Vec<_> = (0..4).map(|number| stored(&gateway, &flow(number))).collect();
-    for number in 0..4 {
-        gateway.sent_out(&flow(number));
-    }
-    let after: Vec<_> = (0..4).map(|number| stored(&gateway, &flow(number))).collect();
+    let [before, after] = before_and_after(&gateway, &flows);
     assert_eq!(after, before, "all four are still in the cache");
 }
 
 #[test]
 fn a_change_of_configuration_is_obeyed_by_cached_flows_at_once() {
-    let mut gateway = with_slots(64);
+    let mut gateway = cached();
     for _ in 0..3 {
         gateway.sent_out(&there());
         gateway.sent_back(&back());
@@ -215,24 +246,27 @@ fn a_change_of_configuration_is_obeyed_by_cached_flows_at_once() {
 
 #[test]
 fn a_slot_whose_seal_is_wrong_is_not_believed() {
-    let mut gateway = with_slots(2);
+    let mut gateway = cached();
     gateway.world.sieve.clear();
     for _ in 0..3 {
         gateway.sent_out(&there());
     }
-    let other = Packet::udp((OTHER_HOST, 6000), TO);
-    gateway.sent_out(&other);
-    gateway.sent_out(&other);
-    // As if another CPU were in the midst of writing: the halves of two slots.
-    gateway.world.cache.swap(0, 1);
-    gateway.world.control.cache_seed = [9, 9, 9, 9];
+    let slot = place(&gateway, &there()).ways()[0];
+    // As if another CPU were in the midst of writing: with another key of the hash the seal is another, and the
+    // flow's way the same.
+    let seed = (9..).map(|seed| [seed; 4]).find(|seed| {
+        let shape = CacheShape { slots: 128, seed: *seed };
+        Place::within(&key(&there()), &shape).ways()[0] == slot
+    });
+    gateway.world.control.cache.seed = seed.expect("one in 128");
+    let before = stored(&gateway, &there());
     assert_eq!(gateway.sent_out(&there()).source(), (POOL, 5000));
-    assert_eq!(gateway.sent_out(&other).source(), (POOL, 6000));
+    assert_ne!(stored(&gateway, &there()), before, "the session took it");
 }
 
 #[test]
 fn a_session_is_live_by_what_the_cache_has_seen() {
-    let mut gateway = with_slots(64);
+    let mut gateway = cached();
     gateway.sent_out(&there());
     gateway.sent_out(&there());
     gateway.pass(ESTABLISHED * HZ);
@@ -241,4 +275,23 @@ fn a_session_is_live_by_what_the_cache_has_seen() {
     let world = &gateway.world;
     let inbound = world.session(&key(&back())).expect("the other half");
     assert!(end::is_live(world, &world.control, &key(&back()), inbound, world.now.get()));
+}
+
+#[test]
+fn a_flow_that_fills_its_slot_has_it_again_at_once() {
+    const PACKETS: u32 = 20_000;
+    /// Packets that a slot takes before it is settled.
+    const FULL: u32 = 1024;
+    let mut gateway = cached();
+    let mut by_session = 0;
+    for number in 0..PACKETS {
+        if number % 100 == 0 {
+            gateway.pass(1);
+        }
+        let mut frame = HostFrame::new(gateway.inside, &there().frame());
+        let first = plain::run(&mut frame, &gateway.world);
+        by_session += u32::from(!matches!(first, First::Forwarded(_)));
+        gateway.sent_out(&there());
+    }
+    assert!(by_session < 5 * PACKETS / FULL, "{by_session} packets");
 }

@@ -66,7 +66,7 @@ fn traffic_in_either_direction_keeps_a_session_alive_for_both() {
 #[test]
 fn last_seen_is_refreshed_once_an_interval_and_not_with_every_packet() {
     let mut gateway = Gateway::two_armed();
-    gateway.world.control.cache_mask = 0;
+    gateway.world.cache.clear();
     gateway.sent_out(&request());
     let start = gateway.world.now.get();
     let seen = |gateway: &Gateway| gateway.world.session(&key(&request())).unwrap().word().seen();

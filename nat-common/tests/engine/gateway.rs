@@ -13,7 +13,7 @@ use nat_common::{
     net::{Ip4, Mac, proto},
     next_hops::PLACES,
     parse::{Parse, parse},
-    rules::{Control, Pool, address, control, pool, role, routing},
+    rules::{CacheShape, Control, Pool, address, control, pool, role, routing},
     session::State,
     sieve,
     stage::{Out, reap, request},
@@ -64,12 +64,12 @@ pub(crate) struct Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         let world = &self.world;
-        if std::thread::panicking() || world.sieve.is_empty() || world.control.cache_mask == 0 {
+        if std::thread::panicking() || world.sieve.is_empty() {
             return;
         }
         let mut counted = vec![0_u64; world.sieve.len()];
         for key in world.sessions.borrow().keys() {
-            let (word, one) = sieve::share(key, &world.control).expect("there is a sieve");
+            let (word, one) = sieve::share(key, &world.control);
             counted[word as usize] += one;
         }
         let words: Vec<u64> = world.sieve.iter().map(Cell::get).collect();
@@ -122,14 +122,13 @@ impl Gateway {
             mss: control::MSS_AUTO,
             refresh: HZ / 4,
             timeouts,
-            cache_mask: 63,
-            cache_seed: [1, 2, 3, 4],
+            cache: CacheShape { slots: 128, seed: [1, 2, 3, 4] },
             routing: routing::BY_ADDRESSES,
             // With room for the fullest of all tests.
             sieve_mask: (1 << 15) - 1,
             ..bytemuck::Zeroable::zeroed()
         };
-        world.cache.resize_with(64, Default::default);
+        world.cache.resize_with(128, Default::default);
         world.next_hops.resize_with(PLACES as usize, Default::default);
         world.sieve.resize_with(1 << 15, Default::default);
         let usual = Pool {

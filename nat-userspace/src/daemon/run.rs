@@ -33,6 +33,7 @@ use crate::{
     api::{Control as _, instance::Instance, model::GatewayState, server},
     cli::OnExit,
     config::Config,
+    datapath::Fit,
     expire::Sweeper,
     metrics,
     netdev::{Changes, Netdev, Snapshot, Watch},
@@ -113,11 +114,13 @@ async fn serve(config: Config, options: RunOptions) -> Result<()> {
     service::ready(&summary);
     log::info!("{summary}");
 
+    let fit = Fit::new(&lock(&gateway).datapath);
     let mut daemon = Daemon {
         gateway,
         control,
         netdev,
         neighbours,
+        fit,
         sweeper: Sweeper::default(),
         sweeping: false,
         releasing: None,
@@ -192,6 +195,7 @@ struct Daemon {
     control: Arc<Controller>,
     netdev: Netdev,
     neighbours: Neighbours,
+    fit: Fit,
     sweeper: Sweeper,
     /// The walk over the sessions is under way.
     sweeping: bool,
@@ -338,7 +342,9 @@ impl Daemon {
 
     fn sweep(&mut self) -> Result<()> {
         let mut gateway = lock(&self.gateway);
-        self.sweeping = self.sweeper.step(&gateway.datapath)?;
+        // Who is to be ended is not judged while the cache changes its size.
+        self.sweeping =
+            self.fit.step(&mut gateway.datapath)? || self.sweeper.step(&gateway.datapath)?;
         gateway.sweep_time = self.sweeper.last_second();
         Ok(())
     }

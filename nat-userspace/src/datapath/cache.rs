@@ -6,52 +6,82 @@
 use std::{
     hint::black_box,
     io,
+    ops::Range,
     path::Path,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
 };
 
 use aya::maps::MapInfo;
 use nat_common::{
     agenda::Note,
-    cache::{Place, SlotImage},
+    cache::{Place, Slot, SlotImage},
     flow::FlowKey,
     maps,
-    rules::Control,
+    rules::{CacheShape, Control},
     session::{SessionImage, State},
 };
 
-use super::{error::DatapathError, mapped::Mapped};
+use super::{Datapath, Result, error::DatapathError, fit, grace, mapped::Mapped};
 
 /// The mapped slots. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct CacheReader {
     memory: Arc<Mapped<{ size_of::<SlotImage>() / 8 }>>,
-    /// Only the mask and the key of the hash are used.
-    control: Control,
+    seed: [u32; 4],
+    /// Slots that are used, the same for all clones.
+    slots: Arc<AtomicU32>,
 }
 
 impl CacheReader {
-    /// Maps the pinned cache of the gateway in `directory`, whose size it writes into `control`,
-    /// with a new key for its hash if there is none.
+    /// Maps the pinned cache of the gateway in `directory`, whose shape it writes into `control` if there is
+    /// none: of it, few slots are used at first.
     pub(super) fn open(directory: &Path, control: &mut Control) -> Result<Self, DatapathError> {
         let (_, memory) = Mapped::open(&directory.join(maps::FLOW_CACHE))?;
-        let slots = memory.values().len() as u32;
         let words = sieve_words(directory)?;
         // Kept with the maps: what they hold was placed by it.
-        if control.cache_mask != slots - 1 || control.sieve_mask != words - 1 {
-            control.cache_mask = slots - 1;
-            control.sieve_mask = words - 1;
-            control.cache_seed = seed().map_err(|error| {
+        if control.cache.slots == 0 || control.sieve_mask != words - 1 {
+            let seed = seed().map_err(|error| {
                 DatapathError::call("get random numbers for the flow cache", error)
             })?;
+            control.cache = CacheShape { slots: fit::fewest(memory.values().len() as u32), seed };
+            control.sieve_mask = words - 1;
         }
-        Ok(Self { memory: Arc::new(memory), control: *control })
+        let CacheShape { slots, seed } = control.cache;
+        Ok(Self { memory: Arc::new(memory), seed, slots: Arc::new(AtomicU32::new(slots)) })
+    }
+
+    /// Slots that are used, and slots that there are.
+    pub(super) fn slots(&self) -> (u32, u32) {
+        (self.slots.load(Relaxed), self.memory.values().len() as u32)
+    }
+
+    /// From now on so many are used.
+    pub(super) fn use_slots(&self, slots: u32) {
+        self.slots.store(slots, Relaxed);
+    }
+
+    fn place(&self, key: &FlowKey) -> Place {
+        Place::within(key, &CacheShape { slots: self.slots.load(Relaxed), seed: self.seed })
+    }
+
+    /// Of these slots, those whose flow has no place there if so many are used.
+    pub(super) fn misplaced(&self, numbers: Range<u32>, slots: u32) -> Vec<u32> {
+        let shape = CacheShape { slots, seed: self.seed };
+        let is_misplaced = |number: &u32| {
+            let Some(slot) = self.memory.values().get(*number as usize) else { return false };
+            let owner = Slot::owner(&slot.each_ref().map(|word| word.load(Relaxed)));
+            owner.is_some_and(|key| !Place::within(&key, &shape).ways().contains(number))
+        };
+        numbers.filter(is_misplaced).collect()
     }
 
     /// Reads the nearest places of a key and makes nothing of it: done for many keys in a row, the processor
     /// waits for many of them at a time, and finds them near when each is asked for.
     pub(super) fn fetch(&self, key: &FlowKey) -> u64 {
-        Place::of(key, &self.control).map_or(0, |place| self.touch(&place))
+        self.touch(&self.place(key))
     }
 
     fn touch(&self, place: &Place) -> u64 {
@@ -62,10 +92,9 @@ impl CacheReader {
 
     /// When packets of each of these were seen last, as far as the cache knows.
     pub(super) fn seen(&self, notes: &[Note]) -> Vec<Option<u32>> {
-        let places: Vec<_> =
-            notes.iter().map(|note| Place::of(&note.key(), &self.control)).collect();
-        black_box(places.iter().flatten().fold(0, |sum, place| sum ^ self.touch(place)));
-        places.iter().map(|place| Some(self.taken(place.as_ref()?)?.0)).collect()
+        let places: Vec<_> = notes.iter().map(|note| self.place(&note.key())).collect();
+        black_box(places.iter().fold(0, |sum, place| sum ^ self.touch(place)));
+        places.iter().map(|place| Some(self.taken(place)?.0)).collect()
     }
 
     /// What the cache has of a key: when it was seen last, packets, bytes.
@@ -77,14 +106,38 @@ impl CacheReader {
 
     /// Adds what the cache has taken for the session.
     pub(super) fn bring_up_to_date(&self, key: &FlowKey, session: &mut SessionImage) {
-        let Some(place) = Place::of(key, &self.control) else { return };
-        let Some((seen, packets, bytes)) = self.taken(&place) else { return };
+        let Some((seen, packets, bytes)) = self.taken(&self.place(key)) else { return };
         session.packets += packets;
         session.bytes += bytes;
         let word = session.word();
         if word.state() != State::Dead && seen.wrapping_sub(word.seen()) < u32::MAX / 2 {
             session.word = word.with_seen(seen).0;
         }
+    }
+}
+
+impl Datapath {
+    /// Slots of the flow cache that are used, and slots that there are.
+    #[must_use]
+    pub fn cache_slots(&self) -> (u32, u32) {
+        self.cache.as_ref().map_or((0, 0), CacheReader::slots)
+    }
+
+    /// Has so many slots be used, and waits until no program runs that knows of none.
+    pub(super) fn use_cache_slots(&mut self, slots: u32) -> Result<()> {
+        let mut control = self.control()?;
+        control.cache.slots = slots;
+        self.set_control(&control)?;
+        if let Some(cache) = &self.cache {
+            cache.use_slots(slots);
+        }
+        grace::wait_for_programs();
+        Ok(())
+    }
+
+    /// Of these slots, those whose flow has no place there if so many are used.
+    pub(super) fn misplaced(&self, numbers: Range<u32>, slots: u32) -> Vec<u32> {
+        self.cache.as_ref().map_or_else(Vec::new, |cache| cache.misplaced(numbers, slots))
     }
 }
 

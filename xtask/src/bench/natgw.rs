@@ -1,6 +1,7 @@
 //! The system under test: the real daemon, in the gateway's namespace.
 
 use std::{
+    cell::RefCell,
     fs::File,
     io::{BufRead as _, BufReader},
     net::Ipv4Addr,
@@ -28,9 +29,11 @@ pub(super) const POOL: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 /// Names the binary to measure.
 const BINARY: &str = "NATGW_BIN";
 /// Beside the usual: what each sweep has cost.
-const LOG: &str = "info,nat_userspace::expire=debug";
+const LOG: &str = "info,nat_userspace::expire=debug,nat_userspace::datapath::fit=debug";
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(15);
+/// How long its cache may take to get another size.
+const FIT: Duration = Duration::from_secs(15);
 
 /// The binary that the environment names.
 pub(super) fn named() -> Option<PathBuf> {
@@ -61,6 +64,8 @@ pub(super) struct Natgw {
     gateway: File,
     /// What it logs from now on.
     lines: Receiver<String>,
+    /// What it has logged beside what was waited for.
+    said: RefCell<Vec<String>>,
 }
 
 /// What a second's sweep has cost the daemon.
@@ -102,7 +107,8 @@ impl Natgw {
             .with_context(|| format!("start {}", binary.display()))?;
         let (binary, gateway) = (binary.to_owned(), gateway.file()?);
         let (sender, lines) = mpsc::channel();
-        let mut natgw = Self { child, binary, name, directory, gateway, lines };
+        let said = RefCell::default();
+        let mut natgw = Self { child, binary, name, directory, gateway, lines, said };
         natgw.wait_until_ready(sender)?;
         Ok(natgw)
     }
@@ -122,6 +128,18 @@ impl Natgw {
                 Ok(line) if line.contains("ready") => return Ok(()),
                 Ok(line) => said = said + &line + "\n",
                 Err(problem) => bail!("natgw did not become ready ({problem}); it said:\n{said}"),
+            }
+        }
+    }
+
+    /// Waits until its flow cache has the size for so many sessions, or more.
+    pub(super) fn wait_for_cache(&self, sessions: u32) -> Result<()> {
+        let deadline = Instant::now() + FIT;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if fitted(&line).is_some_and(|fitted| fitted >= sessions) => return Ok(()),
+                Ok(line) => self.said.borrow_mut().push(line),
+                Err(_) => bail!("natgw's flow cache did not get its size for {sessions} sessions"),
             }
         }
     }
@@ -148,7 +166,7 @@ impl Natgw {
     /// whole session table.
     pub(super) fn sweeps(&self) -> (Sweep, Sweep) {
         let (mut sweeps, mut walk) = (Sweep::default(), Sweep::default());
-        for line in self.lines.try_iter() {
+        for line in self.said.take().into_iter().chain(self.lines.try_iter()) {
             Sweep::parse("sweep", &line).into_iter().for_each(|sweep| sweeps.add(sweep));
             walk = Sweep::parse("walk", &line).unwrap_or(walk);
         }
@@ -194,6 +212,12 @@ impl Natgw {
         }
         self.ask(&["detach"])
     }
+}
+
+/// The sessions in the daemon's line "flow cache: 65536 of 3145728 slots for 1000 sessions".
+fn fitted(line: &str) -> Option<u32> {
+    let (_, told) = line.split_once("flow cache: ")?;
+    told.split_once(" slots for ")?.1.split_whitespace().next()?.parse().ok()
 }
 
 impl Sweep {
@@ -258,7 +282,14 @@ pool   = "default"
 
 #[cfg(test)]
 mod tests {
-    use super::Sweep;
+    use super::{Sweep, fitted};
+
+    #[test]
+    fn the_daemons_line_about_its_flow_cache_is_understood() {
+        let line = "[DEBUG] flow cache: 65536 of 3145728 slots for 1000 sessions";
+        assert_eq!(fitted(line), Some(1000));
+        assert_eq!(fitted("[INFO] ready: 1 public, 1 private"), None);
+    }
 
     #[test]
     fn the_daemons_line_about_a_sweep_is_understood() {

@@ -116,6 +116,8 @@ pub(super) struct Subject {
     cpus: Vec<usize>,
     length: u32,
     round: u32,
+    /// Sessions for which natgw's flow cache has its size.
+    fitted: u32,
 }
 
 impl Subject {
@@ -174,7 +176,16 @@ impl Subject {
                 natgw = Some(Natgw::start(binary, &topology.gateway, mode, capacity)?);
             }
         }
-        Ok(Self { kind, natgw, load, topology, cpus: cpus.to_vec(), length: SHORT, round: 0 })
+        Ok(Self {
+            kind,
+            natgw,
+            load,
+            topology,
+            cpus: cpus.to_vec(),
+            length: SHORT,
+            round: 0,
+            fitted: 0,
+        })
     }
 
     /// Uses only these of the subject's CPUs from now on.
@@ -250,6 +261,12 @@ impl Subject {
                 "{name}: of {flows} first packets {packets} arrived, {wrong_source} with a wrong \
                  source, {wrong_checksum} with a wrong checksum; its figures would mean nothing"
             );
+        }
+        if flows > self.fitted
+            && let Some(natgw) = &self.natgw
+        {
+            natgw.wait_for_cache(flows)?;
+            self.fitted = flows;
         }
         Ok(())
     }
@@ -360,6 +377,7 @@ impl Subject {
             let _inside = self.topology.gateway.enter()?;
             conntrack::flush()?;
         }
+        self.fitted = 0;
         self.natgw.as_ref().map_or(Ok(()), Natgw::flush)
     }
 
