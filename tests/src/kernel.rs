@@ -104,6 +104,8 @@ impl Kernel {
         );
 
         let options = OpenOptions {
+            bindings: true,
+            records: true,
             bpf_dir: pins.0.clone(),
             name: NAME.to_owned(),
             sessions,

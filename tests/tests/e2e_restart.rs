@@ -2,12 +2,19 @@
 //! interface sits inside its own rules.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use aya::maps::MapInfo;
+use nat_common::maps;
 use nat_tests::stream::{Stream, connect, echo, echo_server};
 use nat_tests::wiring::{QUIET, SOON, Wiring, at_server};
 use rstest::rstest;
-use xtask::lab::{GATEWAY_PRIVATE, Lab, Sniffer, dns, http};
+use xtask::lab::{GATEWAY_PRIVATE, Gateway, Lab, Sniffer, dns, http};
+
+/// What the lab's configuration says.
+const SESSIONS: u32 = 131_072;
 
 fn private_ends(flows: &serde_json::Value) -> Vec<&str> {
     flows.as_array().into_iter().flatten().filter_map(|flow| flow["private"].as_str()).collect()
@@ -184,7 +191,7 @@ fn an_unconfirmed_start_is_undone() -> Result<()> {
 
     let mut gateway = lab.start_natgw_with(&lab.config(), &["--confirm", "2s"])?;
     gateway.natgw(&["confirm"])?.success()?;
-    assert!(gateway.wait(std::time::Duration::from_secs(3)).is_err(), "confirmed, it goes on");
+    assert!(gateway.wait(Duration::from_secs(3)).is_err(), "confirmed, it goes on");
     Ok(())
 }
 
@@ -244,5 +251,106 @@ fn a_stopped_gateway_answers_no_more_for_its_addresses() -> Result<()> {
         !frame.outgoing && frame.bytes.get(12..14) == Some(&[8, 6]) && frame.bytes[21] == 2
     });
     assert_eq!(replies.count(), 0);
+    Ok(())
+}
+
+fn bindings(lab: &Lab) -> PathBuf {
+    lab.pins_dir().join(format!("v{}/{}", maps::LAYOUT, maps::BINDINGS))
+}
+
+/// Endpoint-independent mappings that there is room for: each has an entry both ways.
+fn room_for_mappings(lab: &Lab) -> Result<u32> {
+    Ok(MapInfo::from_pin(bindings(lab))?.max_entries() / 2)
+}
+
+/// The lab's configuration; the pool has mappings that everyone may answer to.
+fn with_mappings(lab: &Lab) -> String {
+    let pool = "mapping = \"endpoint-independent\"\nfiltering = \"endpoint-independent\"";
+    lab.config_with_pool(&format!("addresses = [\"{}\"]\n{pool}", lab.eip()))
+}
+
+/// A private socket with a mapping, and its public endpoint.
+struct Mapped {
+    inside: UdpSocket,
+    public: SocketAddr,
+}
+
+impl Mapped {
+    fn new(lab: &Lab) -> Result<Self> {
+        let (inside, known) = (udp(lab, "client2")?, udp(lab, "server")?);
+        inside.send_to(b"hello", at_server(known.local_addr()?.port()))?;
+        let (_, public) = known.recv_from(&mut [0; 16]).context("through the gateway")?;
+        Ok(Self { inside, public })
+    }
+
+    /// An outsider is a new one each time: it has no session that would do without the mapping.
+    fn is_reached_by_a_stranger(&self, lab: &Lab) -> Result<()> {
+        let stranger = udp(lab, "router")?;
+        stranger.send_to(b"unasked", self.public)?;
+        self.inside.recv_from(&mut [0; 16]).context("from a stranger")?;
+        Ok(())
+    }
+}
+
+fn udp(lab: &Lab, role: &str) -> Result<UdpSocket> {
+    let socket = lab.ns(role).enter(|| UdpSocket::bind("0.0.0.0:0"))?;
+    socket.set_read_timeout(Some(SOON))?;
+    Ok(socket)
+}
+
+/// A gateway that was started without mappings and has one, and room for a part of them.
+fn reloaded_with_mappings(lab: &Lab, on_exit: &str) -> Result<(Gateway, Stream, Mapped)> {
+    echo_server(lab.server(), 7)?;
+    let gateway = lab.start_natgw_with(&lab.config(), &["--on-exit", on_exit])?;
+    let stream = Stream::start(lab.client(1), at_server(7))?;
+    let room = room_for_mappings(lab)?;
+    assert!(room < SESSIONS, "{room}");
+
+    lab.write_config(&with_mappings(lab))?;
+    let said =
+        format!("there is room for {room} endpoint-independent mappings instead of {SESSIONS}");
+    let steps = gateway.natgw(&["reload", "--dry-run"])?.success()?;
+    assert!(steps.contains(&said), "{steps}");
+    let steps = gateway.natgw(&["reload"])?.success()?;
+    assert!(steps.contains(&said), "{steps}");
+    assert!(gateway.log()?.contains(&said));
+    let mapped = Mapped::new(lab)?;
+    mapped.is_reached_by_a_stranger(lab)?;
+    stream.wait_for_more(50)?;
+    Ok((gateway, stream, mapped))
+}
+
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn mappings_work_at_once_after_a_reload_and_a_start_after_a_stop_has_room_for_all_and_keeps_them(
+    #[values(Wiring::TwoArmed, Wiring::TwoArmedTc)] wiring: Wiring,
+) -> Result<()> {
+    let lab = wiring.lab()?;
+    let (mut gateway, stream, mapped) = reloaded_with_mappings(&lab, "stop")?;
+    gateway.sigterm()?;
+    let gateway = lab.start_natgw(&with_mappings(&lab))?;
+    assert_eq!(room_for_mappings(&lab)?, SESSIONS);
+    assert!(!gateway.log()?.contains("there is room for"));
+    mapped.is_reached_by_a_stranger(&lab)?;
+    stream.wait_for_more(50)?;
+    stream.finish()?;
+    Ok(())
+}
+
+#[rstest]
+#[ignore = "needs root: cargo xtask test e2e"]
+fn while_the_dataplane_goes_on_mappings_stay_and_the_log_says_how_much_room_there_is(
+    #[values(Wiring::TwoArmed, Wiring::TwoArmedTc)] wiring: Wiring,
+) -> Result<()> {
+    let lab = wiring.lab()?;
+    let (mut gateway, stream, mapped) = reloaded_with_mappings(&lab, "keep")?;
+    let little = room_for_mappings(&lab)?;
+    gateway.sigterm()?;
+    let gateway = lab.start_natgw_with(&with_mappings(&lab), &["--on-exit", "keep"])?;
+    assert_eq!(room_for_mappings(&lab)?, little);
+    assert!(gateway.log()?.contains("there is room for"));
+    mapped.is_reached_by_a_stranger(&lab)?;
+    stream.wait_for_more(50)?;
+    stream.finish()?;
     Ok(())
 }

@@ -275,6 +275,12 @@ impl From<Endpoints> for String {
 }
 
 impl Config {
+    /// Whether some pool has endpoint-independent mapping.
+    #[must_use]
+    pub fn keeps_endpoints(&self) -> bool {
+        self.pools.iter().any(|pool| pool.mapping == Mapping::EndpointIndependent)
+    }
+
     /// Every interface of the gateway once, public ones first, in file order.
     #[must_use]
     pub fn interfaces(&self) -> Vec<(&str, Role)> {

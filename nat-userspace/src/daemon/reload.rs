@@ -29,7 +29,8 @@ pub(super) fn reload(controller: &Controller, dry_run: bool) -> Result<Reloaded,
     refuse_fixed(&gateway.config, &wanted)?;
     remember_ownership(&gateway.config, &mut wanted);
     if dry_run {
-        let steps = describe(&gateway.plan(&wanted)?);
+        let mut steps = describe(&gateway.plan(&wanted)?);
+        steps.extend(gateway.shortage(&wanted));
         drop(gateway);
         return Ok(Reloaded { dry_run, steps, sessions_ended: 0 });
     }
@@ -39,8 +40,12 @@ pub(super) fn reload(controller: &Controller, dry_run: bool) -> Result<Reloaded,
     // What commands changed since the start lasts until here, and conflicts are looked for anew.
     gateway.draining.clear();
     gateway.failed.clear();
-    let steps = describe(&gateway.plan(&wanted)?);
+    let mut steps = describe(&gateway.plan(&wanted)?);
     gateway.take_into_use(wanted)?;
+    if let Some(shortage) = gateway.shortage(&gateway.config) {
+        log::warn!("{shortage}");
+        steps.push(shortage);
+    }
     gateway.note_added(|state| state.added.clear());
     gateway.to_probe = gateway.answered_addresses();
     drop(gateway);

@@ -43,6 +43,18 @@ impl Gateway {
         Ok(Facts { hz, slow_path: self.datapath.has_slow_path(), interfaces, addresses })
     }
 
+    /// What a gateway has no room for that was started without a pool that keeps endpoints.
+    pub(super) fn shortage(&self, config: &Config) -> Option<String> {
+        let (room, sessions) = (self.datapath.room_for_bindings(), config.gateway.sessions);
+        (config.keeps_endpoints() && room < sessions).then(|| {
+            format!(
+                "there is room for {room} endpoint-independent mappings instead of {sessions}, \
+                 because the gateway was started without such a pool; for all, start it again after a \
+                 stop with --on-exit stop: sessions stay"
+            )
+        })
+    }
+
     /// Runs `config` from now on: what is new is made before what is old is broken.
     ///
     /// # Errors

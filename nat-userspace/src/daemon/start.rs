@@ -42,6 +42,8 @@ pub(super) fn start(
         bpf_dir: config.gateway.bpf_dir.clone(),
         name: config.gateway.name.clone(),
         sessions: config.gateway.sessions,
+        bindings: config.keeps_endpoints(),
+        records: config.log.is_some(),
         verifier_log: Some(
             config.gateway.state_dir.join(format!("{}.verifier.log", config.gateway.name)),
         ),
@@ -66,7 +68,12 @@ pub(super) fn start(
     gateway.failed = failed;
     gateway.drain_readmitted(&readmitted);
     match gateway.bring_up() {
-        Ok(()) => Ok(gateway),
+        Ok(()) => {
+            if let Some(shortage) = gateway.shortage(&gateway.config) {
+                log::warn!("{shortage}");
+            }
+            Ok(gateway)
+        }
         Err(error) => {
             if opened == Opened::Fresh {
                 gateway.take_down();

@@ -12,10 +12,12 @@ use aya::{
     programs::{Program, ProgramError, SchedClassifier, Xdp},
 };
 use aya_obj::Object;
-use nat_common::{agenda, maps, record::FlowRecord};
+use nat_common::maps;
 
 use super::{
+    capacity::Capacities,
     error::DatapathError,
+    outgrown::{self, Outgrown},
     pin::{self, Definition, PINNED, PinDirectory},
     refused,
 };
@@ -33,6 +35,8 @@ pub(super) struct Loaded {
     pub(super) bpf: Ebpf,
     pub(super) generation: u32,
     pub(super) adopted: bool,
+    /// Endpoint-independent mappings that there is room for.
+    pub(super) bindings: u32,
 }
 
 /// Loads the programs over the maps that are pinned, or over new ones; those for XDP if they are
@@ -43,7 +47,7 @@ pub(super) struct Loaded {
 pub(super) fn load(
     pins: &PinDirectory,
     name: &str,
-    sessions: u32,
+    mut capacities: Capacities,
     xdp: bool,
     verifier_log: Option<&Path>,
 ) -> Result<Loaded, DatapathError> {
@@ -51,8 +55,11 @@ pub(super) fn load(
         return Err(DatapathError::NoPrograms);
     }
     check_kernel()?;
-    let capacities = capacities(sessions);
+    outgrown::restore(pins)?;
+    let small = capacities.adopt(pins)?;
     pins.check(name, &definitions(&capacities)?)?;
+    let mut outgrown = Outgrown::put_aside(pins, &small)?;
+    capacities.enlarge(outgrown.maps());
     let adopted = pins.map(maps::SESSIONS).exists();
     let before: Vec<PathBuf> = PINNED.iter().map(|m| pins.map(m)).filter(|p| p.exists()).collect();
     let generation = pins.stage_generations()?.into_iter().max().unwrap_or(0).wrapping_add(1);
@@ -65,7 +72,11 @@ pub(super) fn load(
         Ok(bpf)
     });
     match result {
-        Ok(bpf) => Ok(Loaded { bpf, generation, adopted }),
+        Ok(bpf) => {
+            outgrown.hand_over()?;
+            let bindings = capacities.of(maps::BINDINGS).unwrap_or(0) / 2;
+            Ok(Loaded { bpf, generation, adopted, bindings })
+        }
         Err(error) => {
             // What was there stays; what this attempt made goes.
             let made = PINNED.iter().map(|map| pins.map(map)).filter(|path| !before.contains(path));
@@ -79,43 +90,8 @@ pub(super) fn load(
     }
 }
 
-/// Maps whose size follows the number of sessions.
-fn capacities(sessions: u32) -> BTreeMap<&'static str, u32> {
-    // A session has an entry for each direction; so has a binding.
-    let pairs = sessions.saturating_mul(2);
-    BTreeMap::from([
-        (maps::SESSIONS, pairs),
-        (maps::FLOW_CACHE, maps::cache_slots(sessions)),
-        (maps::SIEVE, maps::sieve_words(sessions)),
-        (maps::AGENDA, agenda::places(sessions) + 1),
-        (maps::BINDINGS, pairs),
-        (maps::PERMITS, sessions),
-        (maps::HOSTS, hosts(sessions)),
-        (maps::RECORDS, record_bytes(sessions)),
-    ])
-}
-
-/// Private hosts that have room: as many as there are sessions, but in a large table one for four of these.
-/// Hosts beyond are translated all the same; their sessions are not counted for limits.
-fn hosts(sessions: u32) -> u32 {
-    const ALL: u32 = 1 << 16;
-    (sessions / 4).max(sessions.min(ALL))
-}
-
-/// Room for a record of every session, as far as that is reasonable: a power of two of bytes, and
-/// whole pages.
-fn record_bytes(sessions: u32) -> u32 {
-    const HEADER: usize = 8;
-    const PAGES: u32 = 64 * 1024;
-    let record = (size_of::<FlowRecord>() + HEADER) as u32;
-    let most = maps::RECORD_BYTES;
-    sessions.saturating_mul(record).clamp(PAGES, most).next_power_of_two().min(most)
-}
-
 /// What the object says of its maps, as the kernel will report them.
-fn definitions(
-    capacities: &BTreeMap<&'static str, u32>,
-) -> Result<BTreeMap<String, Definition>, DatapathError> {
+fn definitions(capacities: &Capacities) -> Result<BTreeMap<String, Definition>, DatapathError> {
     let object =
         Object::parse(OBJECT).map_err(|error| DatapathError::bpf("read the BPF object", error))?;
     let definition = |name: &String, map: &aya_obj::Map| Definition {
@@ -123,7 +99,7 @@ fn definitions(
         key: map.key_size(),
         // Since Linux 5.8 an entry of a device map has room for a program too.
         value: if name == maps::EGRESS { 8 } else { map.value_size() },
-        capacity: capacities.get(name.as_str()).copied().unwrap_or_else(|| map.max_entries()),
+        capacity: capacities.of(name).unwrap_or_else(|| map.max_entries()),
         flags: map.map_flags(),
     };
     let maps = object.maps.iter();
@@ -132,7 +108,7 @@ fn definitions(
 
 fn load_object(
     pins: &PinDirectory,
-    capacities: &BTreeMap<&'static str, u32>,
+    capacities: &Capacities,
     generation: u32,
 ) -> Result<Ebpf, DatapathError> {
     let layout = refused::Layout::find();
@@ -144,7 +120,7 @@ fn load_object(
         loader.map_pin_path(map, pins.map(map));
     }
     loader.map_pin_path(maps::STAGES, pins.stages(generation));
-    for (&map, &capacity) in capacities {
+    for (map, capacity) in capacities.iter() {
         loader.map_max_entries(map, capacity);
     }
     let mut bpf = loader.load(OBJECT).map_err(|error| match error {
@@ -420,11 +396,5 @@ mod tests {
                    processed 1 insns (limit 1000000) max_states_per_insn 0\n";
         assert_eq!(verdict_line(log), Some("R1 invalid mem access 'scalar'"));
         assert_eq!(verdict_line(""), None);
-    }
-
-    #[test]
-    fn every_session_has_room_for_both_of_its_directions() {
-        assert_eq!(capacities(1000)[maps::SESSIONS], 2000);
-        assert_eq!(capacities(u32::MAX)[maps::SESSIONS], u32::MAX);
     }
 }

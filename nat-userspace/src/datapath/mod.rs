@@ -10,6 +10,7 @@ mod batch;
 mod bpffs;
 mod btf;
 mod cache;
+mod capacity;
 mod capture;
 mod error;
 mod fit;
@@ -19,6 +20,7 @@ mod guards;
 mod host;
 mod load;
 mod mapped;
+mod outgrown;
 mod pin;
 mod pinned;
 mod refused;
@@ -65,6 +67,7 @@ pub use slow::{SlowPathView, Waiting};
 pub use trace::{Traced, Tracer, TracerSource};
 
 use cache::CacheReader;
+use capacity::Capacities;
 use pin::{Guard, PinDirectory};
 use tables::{Kern, Tables};
 use tc::Place;
@@ -79,6 +82,10 @@ pub struct OpenOptions {
     pub name: String,
     /// Capacity in sessions; must be the pinned one where sessions are adopted.
     pub sessions: u32,
+    /// Some pool keeps endpoints: each session may have a binding.
+    pub bindings: bool,
+    /// Sessions are logged, and in bursts.
+    pub records: bool,
     /// Gets the verifier's log if the kernel refuses a program.
     pub verifier_log: Option<PathBuf>,
 }
@@ -109,6 +116,7 @@ pub struct Datapath {
     slow_path: Option<slow::SlowPathDevice>,
     /// There from the moment on in which `control` says so.
     cache: Option<CacheReader>,
+    bindings: u32,
 }
 
 impl Datapath {
@@ -128,10 +136,11 @@ impl Datapath {
     /// As above.
     pub fn open_for(options: &OpenOptions, mode: AttachMode) -> Result<(Self, Opened)> {
         let xdp = mode.flags().is_some();
-        let OpenOptions { bpf_dir, name, sessions, verifier_log } = options;
+        let OpenOptions { bpf_dir, name, sessions, bindings, records, verifier_log } = options;
         let pins = PinDirectory::create(bpf_dir, name)?;
-        let load::Loaded { mut bpf, generation, adopted } =
-            load::load(&pins, name, *sessions, xdp, verifier_log.as_deref())?;
+        let capacities = Capacities::new(*sessions, *bindings, *records);
+        let load::Loaded { mut bpf, generation, adopted, bindings } =
+            load::load(&pins, name, capacities, xdp, verifier_log.as_deref())?;
         let tables = Tables::take(&mut bpf)?;
         let mut datapath = Self {
             bpf,
@@ -146,6 +155,7 @@ impl Datapath {
             guarded: BTreeSet::new(),
             slow_path: None,
             cache: None,
+            bindings,
         };
         let mut control = datapath.control()?;
         let cache = CacheReader::open(&datapath.pins.path, &mut control)?;
@@ -407,6 +417,12 @@ impl Datapath {
     /// As above.
     pub fn run_tc_entry(&self, ifindex: u32, frame: &[u8]) -> Result<RunResult> {
         run::tc_entry(self.tc.as_ref().ok_or_else(no_tc)?, ifindex, frame)
+    }
+
+    /// Endpoint-independent mappings that there is room for.
+    #[must_use]
+    pub const fn room_for_bindings(&self) -> u32 {
+        self.bindings
     }
 
     /// From which the programs are loaded that tell what would become of a packet.

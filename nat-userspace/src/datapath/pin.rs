@@ -435,7 +435,7 @@ pub fn has_link(bpf_dir: &Path, name: &str, interface: &str) -> bool {
     layouts.iter().any(|it| PinDirectory { path: parent.join(it) }.xdp_link(interface).exists())
 }
 
-fn rename(from: &Path, to: &Path) -> Result<(), DatapathError> {
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), DatapathError> {
     fs::rename(from, to).map_err(|source| DatapathError::File {
         what: "rename",
         path: from.to_owned(),
