@@ -129,7 +129,7 @@ mod tests {
         let facts = Facts { sessions: 1 << 24, ..good() };
         let findings = judge(&facts);
         assert_eq!(told(&findings), [(Check::Memory, Level::Error)]);
-        assert!(findings[0].finding.contains("7360 MiB"), "{findings:?}");
+        assert!(findings[0].finding.contains("7680 MiB"), "{findings:?}");
         assert_eq!(told(&judge(&Facts { running: true, ..facts })), []);
     }
 }
