@@ -10,6 +10,7 @@ use crate::{
     env::Env,
     flow::FlowKey,
     rules::{Control, control},
+    session::protocol_index,
 };
 
 /// Places to remember something in; the last one has it.
@@ -87,6 +88,19 @@ pub fn recall<E: Env>(env: &E, key: &FlowKey) -> Option<u32> {
     }
     let control = env.control()?;
     (refusal.when.get() == when(control, env.now())).then_some(refusal.slot.get() as u32)
+}
+
+/// Counts a packet for which the address in `slot` had no port.
+#[inline(always)]
+pub fn count<E: Env>(env: &E, protocol: u8, slot: u32) {
+    env.counters(|counters| {
+        counters.port_allocation_errors = counters.port_allocation_errors.wrapping_add(1);
+    });
+    if let Some(refused) = env.refused_ports(slot)
+        && let Some(count) = refused.0.get(protocol_index(protocol))
+    {
+        E::add(count, 1);
+    }
 }
 
 /// Whether the profile answers what it refuses.

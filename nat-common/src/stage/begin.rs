@@ -40,8 +40,10 @@ pub fn run<P: Packet, E: Env>(packet: &mut P, env: &E) -> Step {
     }
     let Some(state) = opens(&parsed) else { return GENERAL };
     let Some(control) = env.control() else { return GENERAL };
-    // Refused in this very moment, for want of a port.
-    if let Some(slot) = refusal::recall(env, &parsed.key) {
+    // Refused in this very moment, for want of a port: the first look has asked where nobody is told.
+    if refusal::is_answered(env)
+        && let Some(slot) = refusal::recall(env, &parsed.key)
+    {
         return open::out_of_ports(env, parsed.ip.protocol, parsed.length, slot);
     }
     let now = env.now();

@@ -456,14 +456,7 @@ pub fn exhausted<E: Env>(env: &E, plan: &Plan<'_>, parsed: &Parsed) -> Step {
 /// Counts a packet for which `slot`'s address had no port, and says what becomes of it.
 #[inline(always)]
 pub fn out_of_ports<E: Env>(env: &E, protocol: u8, length: u16, slot: u32) -> Step {
-    env.counters(|counters| {
-        counters.port_allocation_errors = counters.port_allocation_errors.wrapping_add(1);
-    });
-    if let Some(refused) = env.refused_ports(slot)
-        && let Some(count) = refused.0.get(protocol_index(protocol))
-    {
-        E::add(count, 1);
-    }
+    refusal::count(env, protocol, slot);
     if refusal::is_answered(env) {
         return deliver::ask(env, Answer::AdminProhibited, 0, Ip4::UNSPECIFIED);
     }

@@ -18,6 +18,7 @@ use crate::{
     maps::stage,
     net::{Ip4, proto},
     parse::tcp_flags,
+    refusal,
     rules::{Control, address, control, pool, role},
     session::State,
     sieve,
@@ -53,6 +54,8 @@ pub enum First {
     Unsolicited(u16),
     /// From inside, and of no session, which it may open.
     New,
+    /// From inside, of this IP total length, and refused a moment ago for want of a port.
+    Refused(u16),
     /// Nothing of the packet was changed, and it goes the general way.
     Undecided,
 }
@@ -67,6 +70,9 @@ impl First {
                 Some(Step::drop(DropReason::Unsolicited, Side::Destination, bytes))
             }
             Self::New => Some(Step::Go(stage::BEGIN)),
+            Self::Refused(bytes) => {
+                Some(Step::drop(DropReason::ErrorPortAllocation, Side::Source, bytes))
+            }
             Self::Undecided => None,
         }
     }
@@ -222,7 +228,17 @@ fn look<E: Env, H: Headers>(
     }
     if interface.role != role::PUBLIC {
         let new = headers.is_first() && (!known || env.session(&place.key()).is_none());
-        return new.then_some(First::New);
+        if !new {
+            return None;
+        }
+        // Where nobody is told: else `begin` asks, and answers.
+        if !refusal::is_answered(env)
+            && let Some(slot) = refusal::recall(env, &place.key())
+        {
+            refusal::count(env, H::PROTOCOL, slot);
+            return Some(First::Refused(bytes));
+        }
+        return Some(First::New);
     }
     let held = headers.is_opening() && control.flags & control::HOLD_SYN != 0;
     let destination = Ip4::from_raw(plain.addresses[1]);

@@ -6,8 +6,9 @@ use nat_common::host::packet::seen;
 use nat_common::{
     env::Tables as _,
     host::packet::{Packet, ip},
+    maps::stage,
     net::{Ip4, Port, proto},
-    rules::address,
+    rules::{address, control},
     stage::{reap, request},
     verdict::{DropReason, Verdict},
 };
@@ -248,13 +249,17 @@ fn a_refusal_is_remembered_for_a_tick_and_counted_each_time() {
     for port in 5001..5010 {
         let run = gateway.out(&packet(port));
         assert_eq!(run.verdict(), first.verdict());
-        assert_eq!(run.stages, [nat_common::maps::stage::BEGIN]);
+        assert!(run.stages.is_empty(), "by the first look alone");
     }
+    gateway.world.control.flags |= control::EXHAUSTION_ERROR;
+    let told = gateway.out(&packet(5010));
+    assert_eq!((told.verdict(), told.stages[0]), (Verdict::Answered, stage::BEGIN));
+    gateway.world.control.flags &= !control::EXHAUSTION_ERROR;
     assert_eq!(gateway.world.asked.get(), asked, "no route is looked up for it");
     assert_eq!(gateway.world.events.borrow().len(), events);
-    assert_eq!(gateway.totals().port_allocation_errors, 10);
+    assert_eq!(gateway.totals().port_allocation_errors, 11);
     let refused = &gateway.world.refused_ports[POOL_SLOT as usize].0;
-    assert_eq!(refused.each_ref().map(std::cell::Cell::get), [0, 10, 0, 0], "by protocol");
+    assert_eq!(refused.each_ref().map(std::cell::Cell::get), [0, 11, 0, 0], "by protocol");
     // Of other destinations, protocols and hosts nothing is said, and of other packets neither.
     gateway.sent_out(&Packet::udp((host(100), 5000), (REMOTE, 54)));
     gateway.sent_out(&Packet::ping((host(100), 5000), REMOTE));
