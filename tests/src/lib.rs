@@ -12,5 +12,6 @@ pub mod kernel;
 pub mod links;
 pub mod mirror;
 pub mod packet_socket;
+pub mod stage;
 pub mod stream;
 pub mod wiring;

@@ -88,17 +88,23 @@ impl Sent {
     }
 }
 
-#[test]
-#[ignore = "needs root: cargo xtask test prog"]
-fn while_the_cache_changes_its_size_every_flow_goes_on_and_every_packet_is_counted() -> Result<()> {
-    let mut kernel = kernel()?;
-    let (few, all) = kernel.datapath.cache_slots();
-    assert!(few < all, "{few} of {all}");
-    let mut sent = Sent::default();
+/// A gateway with many sessions, of which some are in the cache.
+fn filled(sent: &mut Sent) -> Result<Kernel> {
+    let kernel = kernel()?;
     for _ in 0..3 {
         sent.send(&kernel, 0..BUSY)?;
     }
     sent.send(&kernel, BUSY..MANY)?;
+    Ok(kernel)
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test prog"]
+fn while_the_cache_changes_its_size_every_flow_goes_on_and_every_packet_is_counted() -> Result<()> {
+    let mut sent = Sent::default();
+    let mut kernel = filled(&mut sent)?;
+    let (few, all) = kernel.datapath.cache_slots();
+    assert!(few < all, "{few} of {all}");
 
     let mut fit = Fit::new(&kernel.datapath);
     let mut steps = 0;
@@ -133,12 +139,8 @@ fn while_the_cache_changes_its_size_every_flow_goes_on_and_every_packet_is_count
 
 /// A gateway with many sessions whose cache has just got another size, and what is between the steps to that.
 fn changed(sent: &mut Sent, between: impl Fn(&Kernel, &mut Sent) -> Result<()>) -> Result<Kernel> {
-    let mut kernel = kernel()?;
+    let mut kernel = filled(sent)?;
     let (few, _) = kernel.datapath.cache_slots();
-    for _ in 0..3 {
-        sent.send(&kernel, 0..BUSY)?;
-    }
-    sent.send(&kernel, BUSY..MANY)?;
     let mut fit = Fit::new(&kernel.datapath);
     while kernel.datapath.cache_slots().0 == few {
         between(&kernel, sent)?;

@@ -3,15 +3,10 @@
 //! Every test has a network namespace of its own, which is its thread's and ends with it, and a
 //! directory of its own in the BPF file system.
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
+use aya::maps::{Array, HashMap, Map, MapData};
 use nat_common::{
     agenda,
     flow::{FlowKey, Tuple},
@@ -25,6 +20,7 @@ use nat_common::{
 use nat_tests::{
     attached::{guards_on, index, link_id, run, xdp_on},
     packet_socket::PacketSocket,
+    stage::{NAME, SESSIONS, Stage},
 };
 use nat_userspace::{
     config::{self, HostView, Overrides},
@@ -36,84 +32,6 @@ use nat_userspace::{
     expire::Sweeper,
     flows::{self, View},
 };
-
-const NAME: &str = "test";
-const SESSIONS: u32 = 16384;
-
-/// A network namespace with a pair of interfaces, and a place for pins.
-struct Stage {
-    bpf_dir: PathBuf,
-}
-
-impl Stage {
-    fn new() -> Result<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .context("a network namespace; run as root")?;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory = format!("/sys/fs/bpf/natgw-test-{}-{number}", std::process::id());
-        let stage = Self { bpf_dir: PathBuf::from(directory) };
-        run("ip", "link add inside type veth peer name outside")?;
-        run("ip", "link set inside up")?;
-        run("ip", "link set outside up")?;
-        Ok(stage)
-    }
-
-    fn options(&self) -> OpenOptions {
-        OpenOptions {
-            bpf_dir: self.bpf_dir.clone(),
-            name: NAME.to_owned(),
-            sessions: SESSIONS,
-            bindings: false,
-            records: false,
-            verifier_log: None,
-        }
-    }
-
-    fn open(&self) -> Result<(Datapath, Opened)> {
-        Ok(Datapath::open(&self.options())?)
-    }
-
-    fn pins(&self) -> PathBuf {
-        self.bpf_dir.join(NAME).join(format!("v{}", maps::LAYOUT))
-    }
-
-    fn map<const K: usize, const V: usize>(
-        &self,
-        name: &str,
-    ) -> Result<HashMap<MapData, [u8; K], [u8; V]>> {
-        let pinned = MapData::from_pin(self.pins().join(name))?;
-        Ok(Map::HashMap(pinned).try_into()?)
-    }
-
-    fn fill<const K: usize, const V: usize>(
-        &self,
-        name: &str,
-        entries: &[([u8; K], [u8; V])],
-    ) -> Result<()> {
-        let mut map = self.map(name)?;
-        entries.iter().try_for_each(|(key, value)| Ok(map.insert(key, value, 0)?))
-    }
-
-    fn keys<const K: usize, const V: usize>(&self, name: &str) -> Result<Vec<[u8; K]>> {
-        self.map::<K, V>(name)?.keys().map(|key| Ok(key?)).collect()
-    }
-
-    fn entries(&self) -> Result<BTreeSet<String>> {
-        let entries = std::fs::read_dir(self.pins())?;
-        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        detach_all(&self.bpf_dir, NAME).expect("everything is removed");
-        detach_all(&self.bpf_dir, "other").expect("everything is removed");
-        if self.bpf_dir.exists() {
-            std::fs::remove_dir(&self.bpf_dir).expect("nothing is left");
-        }
-    }
-}
 
 fn refusal<T>(result: Result<T, DatapathError>) -> String {
     match result {
@@ -520,96 +438,6 @@ fn what_the_dataplane_notes_is_taken_once_it_is_written_and_what_was_overwritten
     agenda.look();
     assert_eq!(agenda.take(100, &mut notes), Taken::All);
     assert_eq!(notes.len(), 1, "and it goes on from there");
-    Ok(())
-}
-
-const BINDING: ([u8; 8], [u8; 32]) = ([1; 8], [1; 32]);
-const PERMIT: ([u8; 12], [u8; 4]) = ([1; 12], [1; 4]);
-
-impl Stage {
-    fn with_room(&self) -> OpenOptions {
-        OpenOptions { bindings: true, records: true, ..self.options() }
-    }
-
-    /// A start that comes to its end, with the entry program on an interface.
-    fn translate(&self, options: &OpenOptions) -> Result<Datapath> {
-        let (mut datapath, _) = Datapath::open(options)?;
-        datapath.attach_xdp(index("inside")?, "inside", AttachMode::Native)?;
-        datapath.retire_previous()?;
-        Ok(datapath)
-    }
-
-    fn size(&self, map: &str) -> Result<u32> {
-        Ok(MapInfo::from_pin(self.pins().join(map))?.max_entries())
-    }
-}
-
-#[test]
-fn tables_with_little_room_are_made_anew_with_what_is_in_them_where_nothing_translates()
--> Result<()> {
-    let stage = Stage::new()?;
-    let mut first = stage.translate(&stage.options())?;
-    assert!(first.room_for_bindings() < SESSIONS);
-    let ring = stage.size(maps::RECORDS)?;
-    first.detach_xdp("inside")?;
-    drop(first);
-    stage.fill(maps::BINDINGS, &[BINDING])?;
-    stage.fill(maps::PERMITS, &[PERMIT])?;
-
-    let second = stage.translate(&stage.with_room())?;
-    assert_eq!(second.room_for_bindings(), SESSIONS);
-    assert_eq!(stage.size(maps::BINDINGS)?, 2 * SESSIONS);
-    assert_eq!(stage.size(maps::PERMITS)?, SESSIONS);
-    assert!(stage.size(maps::RECORDS)? > ring);
-    assert_eq!(stage.keys::<8, 32>(maps::BINDINGS)?, [BINDING.0]);
-    assert_eq!(stage.keys::<12, 4>(maps::PERMITS)?, [PERMIT.0]);
-    let entries = stage.entries()?;
-    assert!(!entries.iter().any(|entry| entry.starts_with("outgrown")), "{entries:?}");
-
-    let third = stage.translate(&stage.options())?;
-    assert_eq!(third.room_for_bindings(), SESSIONS, "what has room for all keeps it");
-    Ok(())
-}
-
-#[test]
-fn while_programs_are_at_work_a_table_with_little_room_stays() -> Result<()> {
-    let stage = Stage::new()?;
-    let little = stage.translate(&stage.options())?.room_for_bindings();
-    stage.fill(maps::BINDINGS, &[BINDING])?;
-    assert_eq!(stage.translate(&stage.with_room())?.room_for_bindings(), little);
-    assert_eq!(stage.keys::<8, 32>(maps::BINDINGS)?, [BINDING.0]);
-    Ok(())
-}
-
-#[test]
-fn tables_that_a_start_that_died_was_making_anew_are_brought_back() -> Result<()> {
-    let stage = Stage::new()?;
-    let little = stage.open()?.0.room_for_bindings();
-    stage.fill(maps::BINDINGS, &[BINDING])?;
-    let pin = |name: &str| stage.pins().join(name);
-    let earlier = MapInfo::from_pin(pin(maps::BINDINGS))?.id();
-    // It is killed when the new table is there, and nothing is in it.
-    std::fs::rename(pin(maps::BINDINGS), pin("outgrown-bindings"))?;
-    MapData::from_pin(pin(maps::PERMITS))?.pin(pin(maps::BINDINGS))?;
-    assert_eq!(stage.open()?.0.room_for_bindings(), little);
-    assert_eq!(MapInfo::from_pin(pin(maps::BINDINGS))?.id(), earlier);
-    assert!(!pin("outgrown-bindings").exists());
-    assert_eq!(stage.keys::<8, 32>(maps::BINDINGS)?, [BINDING.0]);
-    Ok(())
-}
-
-#[test]
-fn a_ring_that_records_may_wait_in_is_not_made_anew() -> Result<()> {
-    let stage = Stage::new()?;
-    let (mut first, _) = stage.open()?;
-    let mut control = first.control()?;
-    control.flags |= nat_common::rules::control::LOG_ENDED;
-    first.set_control(&control)?;
-    drop(first);
-    let ring = MapInfo::from_pin(stage.pins().join(maps::RECORDS))?.id();
-    let (second, _) = Datapath::open(&stage.with_room())?;
-    assert_eq!(second.room_for_bindings(), SESSIONS);
-    assert_eq!(MapInfo::from_pin(stage.pins().join(maps::RECORDS))?.id(), ring);
     Ok(())
 }
 

@@ -34,10 +34,12 @@ const TEST_ARGUMENTS: [&str; 3] = ["--include-ignored", "--test-threads=1", "--c
 /// is the verifier's, some twelve seconds for each gateway that is started.
 const SECONDS: &[(&str, u32)] = &[
     ("e2e_vm_gateway", 260),
-    ("prog_datapath", 220),
+    ("prog_cache", 65),
+    ("prog_datapath", 280),
     ("prog_differential", 180),
     ("prog_exhaustion", 90),
     ("prog_guard", 75),
+    ("prog_tables", 100),
     ("prog_trace", 170),
 ];
 const OTHER_SECONDS: u32 = 60;

@@ -33,11 +33,6 @@ fn back() -> Packet {
     Packet::udp(TO, (POOL, 5000))
 }
 
-/// A gateway whose cache has one page of slots.
-fn cached() -> Gateway {
-    Gateway::two_armed()
-}
-
 fn place(gateway: &Gateway, packet: &Packet) -> Place {
     Place::of(&key(packet), &gateway.world.control)
 }
@@ -74,7 +69,7 @@ fn settled(gateway: &Gateway, packet: &Packet) -> (u64, u64) {
 
 #[test]
 fn packets_of_a_cached_flow_leave_the_session_table_alone_and_are_counted_when_it_is_settled() {
-    let gateway = cached();
+    let gateway = Gateway::two_armed();
     let length = u64::from(gateway.out(&there()).outcome.bytes);
     gateway.sent_out(&there());
     let before = stored(&gateway, &there());
@@ -90,7 +85,7 @@ fn packets_of_a_cached_flow_leave_the_session_table_alone_and_are_counted_when_i
 
 #[test]
 fn a_flow_that_only_the_cache_sees_keeps_its_session_alive() {
-    let mut gateway = cached();
+    let mut gateway = Gateway::two_armed();
     gateway.sent_out(&there());
     gateway.sent_out(&there());
     for _ in 0..10 {
@@ -106,7 +101,7 @@ fn a_flow_that_only_the_cache_sees_keeps_its_session_alive() {
 
 #[test]
 fn a_cached_flow_is_absent_after_its_timeout_although_nobody_swept() {
-    let mut gateway = cached();
+    let mut gateway = Gateway::two_armed();
     gateway.sent_out(&there());
     gateway.sent_back(&back());
     gateway.sent_back(&back());
@@ -116,7 +111,7 @@ fn a_cached_flow_is_absent_after_its_timeout_although_nobody_swept() {
 
 #[test]
 fn a_session_that_was_ended_translates_no_more_and_its_last_packets_are_told() {
-    let gateway = cached();
+    let gateway = Gateway::two_armed();
     for _ in 0..5 {
         gateway.sent_out(&there());
     }
@@ -131,7 +126,7 @@ fn a_session_that_was_ended_translates_no_more_and_its_last_packets_are_told() {
 #[test]
 fn a_session_that_leaves_the_established_state_leaves_the_cache() {
     for end in [FIN | ACK, RST] {
-        let mut gateway = cached();
+        let mut gateway = Gateway::two_armed();
         let to = (REMOTE, 443);
         let public = gateway.connect(FROM, to);
         let (out, back) = (Packet::tcp(FROM, to, ACK), Packet::tcp(to, public, ACK));
@@ -156,7 +151,7 @@ fn a_session_that_leaves_the_established_state_leaves_the_cache() {
 #[test]
 fn flows_that_share_a_slot_are_each_translated_and_counted_right() {
     // A page of 128 slots for 100 flows, both ways.
-    let gateway = cached();
+    let gateway = Gateway::two_armed();
     let flows: Vec<(Packet, Packet)> = (0..100_u16)
         .map(|flow| {
             let (host, remote) =
@@ -193,7 +188,7 @@ fn before_and_after(gateway: &Gateway, flows: &[Packet]) -> [Vec<(u64, u64)>; 2]
 
 #[test]
 fn a_flow_whose_lines_are_taken_has_a_slot_in_the_next_and_leaves_it_when_it_ends() {
-    let gateway = cached();
+    let gateway = Gateway::two_armed();
     let last = there();
     let [first, second, _] = lines(&gateway, &last);
     let in_first = flows_from(&gateway, 6000, |[its, ..]| its == first).take(2);
@@ -219,7 +214,7 @@ fn a_flow_whose_lines_are_taken_has_a_slot_in_the_next_and_leaves_it_when_it_end
 
 #[test]
 fn a_free_slot_is_preferred_to_one_whose_flow_is_idle() {
-    let mut gateway = cached();
+    let mut gateway = Gateway::two_armed();
     let [first, ..] = lines(&gateway, &there());
     let flows: Vec<_> = flows_from(&gateway, 6000, |[its, ..]| its == first).take(4).collect();
     for flow in &flows {
@@ -233,7 +228,7 @@ fn a_free_slot_is_preferred_to_one_whose_flow_is_idle() {
 
 #[test]
 fn a_change_of_configuration_is_obeyed_by_cached_flows_at_once() {
-    let mut gateway = cached();
+    let mut gateway = Gateway::two_armed();
     for _ in 0..3 {
         gateway.sent_out(&there());
         gateway.sent_back(&back());
@@ -246,7 +241,7 @@ fn a_change_of_configuration_is_obeyed_by_cached_flows_at_once() {
 
 #[test]
 fn a_slot_whose_seal_is_wrong_is_not_believed() {
-    let mut gateway = cached();
+    let mut gateway = Gateway::two_armed();
     gateway.world.sieve.clear();
     for _ in 0..3 {
         gateway.sent_out(&there());
@@ -266,7 +261,7 @@ fn a_slot_whose_seal_is_wrong_is_not_believed() {
 
 #[test]
 fn a_session_is_live_by_what_the_cache_has_seen() {
-    let mut gateway = cached();
+    let mut gateway = Gateway::two_armed();
     gateway.sent_out(&there());
     gateway.sent_out(&there());
     gateway.pass(ESTABLISHED * HZ);
@@ -282,7 +277,7 @@ fn a_flow_that_fills_its_slot_has_it_again_at_once() {
     const PACKETS: u32 = 20_000;
     /// Packets that a slot takes before it is settled.
     const FULL: u32 = 1024;
-    let mut gateway = cached();
+    let mut gateway = Gateway::two_armed();
     let mut by_session = 0;
     for number in 0..PACKETS {
         if number % 100 == 0 {
