@@ -126,8 +126,8 @@ fn way<E: Env>(
     session: &Session,
     now: u32,
 ) -> Option<u32> {
-    // The best so far, by its number among the ways, and how good it is: another's, idle, free. Without a branch,
-    // for the verifier would walk each from here.
+    // The best so far, and how good it is: another's, idle, free. Without a branch, for the verifier would walk
+    // each from here.
     let (mut best, mut merit) = (place.first(), 0_u64);
     for way in place.ways() {
         let slot = env.slot(way)?;

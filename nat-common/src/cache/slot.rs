@@ -260,7 +260,7 @@ impl Slot {
         E::add(&self.tally, more);
     }
 
-    /// How good the slot is for another flow. 2 and more: it has none; 1: its flow has not been seen for a second.
+    /// How good the slot is for another flow. 2: it has none; 1: its flow has not been seen for a second.
     /// Without a branch, for the verifier walks every way from here.
     #[inline(always)]
     pub(super) fn merit(&self, control: &Control, now: u32) -> u64 {

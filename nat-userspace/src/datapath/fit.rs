@@ -2,8 +2,7 @@
 //!
 //! The cache has room for a full session table. Where there are few sessions, their slots would lie far apart in
 //! it, each in a page of its own, and the processor would look up more pages than it can keep in mind: with
-//! 10,000 sessions in a table for a million a packet costs nearly as much as with 100,000. So the dataplane uses
-//! a part of the slots, by the number of sessions, and with it their slots lie close together.
+//! 10,000 sessions in a table for a million a packet costs twice what it costs so. The dataplane uses a part of the slots, by the number of sessions, and with it their slots lie close together.
 //!
 //! Another number of slots gives nearly every flow another place, to which its next packet brings it by way of its
 //! session. What a slot has taken must not be missed meanwhile, for a session is judged by when it was seen: all

@@ -33,9 +33,10 @@ source port in these loads, except where ports run out on purpose.
 - **The program alone.** `BPF_PROG_TEST_RUN` in repeat mode runs a wrapper that writes a frame of a random
   session, in a random direction, and calls the program; the same wrapper with an empty program behind it is
   subtracted. \"Uniform\" takes each session alike, \"Zipf\" the n-th with a probability of about 1/n. Established
-  sessions have carried two packets each way before, and natgw's flow cache has got its size for them. \"One line of memory\" is a program that finds one cache line by
-  the packet's addresses and ports, in a table with one for each direction of each session, and adds to it: what this
-  machine's memory alone costs a translator that remembers anything of a flow.
+  sessions have carried two packets each way before, and natgw's flow cache has got its size for them.
+  \"One line of memory\" is a program that finds one cache line by the packet's addresses and ports, in a table
+  with one for each direction of each session, and adds to it: what this machine's memory
+  alone costs a translator that remembers anything of a flow.
 - **New sessions.** Every packet is the first of a session; the tables were filled once before, and emptied.
 - **The last ports.** Sessions to one remote endpoint, until none of 64,512 ports is free. Attempts at 99 % in
   use are all made while ports are free; a share of 1 is every attempt translated. The time of an attempt is
