@@ -42,7 +42,10 @@ pub struct Counters {
     pub port_allocation_errors: u64,
     /// Records of the flow log that found no room in the ring.
     pub records_lost: u64,
-    pub reserved: [u64; 10],
+    /// Of the inbound and the outbound direction: packets and bytes that the first look has translated. They
+    /// were received and sent, and [`Counters::settle`] counts them so.
+    pub translated: [[u64; 2]; 2],
+    pub reserved: [u64; 6],
     pub drops: [u64; DROPS],
 }
 
@@ -65,21 +68,41 @@ impl Counters {
         }
     }
 
-    /// Counts a packet that a session with these flags has translated, as `stage::direction` has it;
-    /// without a branch, for which way the next packet goes is anyone's guess.
+    /// Counts a packet that the first look has translated by a session with these flags; without a branch,
+    /// for which way the next packet goes is anyone's guess.
     #[inline(always)]
-    pub fn forward(&mut self, session_flags: u8, bytes: u16) {
-        let outbound = usize::from(session_flags & flags::OUTBOUND);
-        let hairpin = usize::from(session_flags & flags::HAIRPIN != 0);
-        let received = !(outbound | hairpin) & 1;
-        let sent = 2 + (!(outbound & !hairpin) & 1);
-        let pairs: &mut [[u64; 2]; size_of::<Self>() / 16] = bytemuck::cast_mut(self);
-        for place in [received, sent] {
-            // Opaque, so that the mask stays: Linux 6.1 sees no bounds in what is before it.
-            if let Some([packets, total]) = pairs.get_mut(black_box(place) & 3) {
-                *packets = packets.wrapping_add(1);
-                *total = total.wrapping_add(u64::from(bytes));
-            }
+    pub fn translate(&mut self, session_flags: u32, bytes: u32) {
+        let outbound = (session_flags & u32::from(flags::OUTBOUND)) as usize;
+        if let Some([packets, total]) = self.translated.get_mut(outbound) {
+            *packets = packets.wrapping_add(1);
+            *total = total.wrapping_add(u64::from(bytes));
+        }
+    }
+
+    /// The opposite, for a packet that could not be sent: it is counted again, as whatever became of it.
+    #[inline(always)]
+    pub fn take_back(&mut self, session_flags: u32, bytes: u32) {
+        let outbound = (session_flags & u32::from(flags::OUTBOUND)) as usize;
+        if let Some([packets, total]) = self.translated.get_mut(outbound) {
+            *packets = packets.wrapping_sub(1);
+            *total = total.wrapping_sub(u64::from(bytes));
+        }
+    }
+
+    /// Counts what was translated as received and sent.
+    pub fn settle(&mut self) {
+        let [inbound, outbound] = core::mem::take(&mut self.translated);
+        for (total, add) in [
+            (&mut self.packets_in_from_destination, inbound[0]),
+            (&mut self.bytes_in_from_destination, inbound[1]),
+            (&mut self.packets_out_to_source, inbound[0]),
+            (&mut self.bytes_out_to_source, inbound[1]),
+            (&mut self.packets_in_from_source, outbound[0]),
+            (&mut self.bytes_in_from_source, outbound[1]),
+            (&mut self.packets_out_to_destination, outbound[0]),
+            (&mut self.bytes_out_to_destination, outbound[1]),
+        ] {
+            *total = total.wrapping_add(add);
         }
     }
 

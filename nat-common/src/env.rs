@@ -19,8 +19,8 @@ use crate::{
     record::FlowRecord,
     refusal::{Refusal, RefusedPorts},
     rules::{
-        Address, Control, Forward, ForwardKey, HostAddress, Interface, OneToOne, OneToOneKey, Pool,
-        PublicAddress, SnatRule,
+        Address, Control, Forward, ForwardKey, HostAddress, Interface, Link, OneToOne, OneToOneKey,
+        Pool, PublicAddress, SnatRule,
     },
     session::{
         Binding, BindingImage, BindingKey, Host, HostKey, PermitKey, Session, SessionImage, Word,
@@ -141,6 +141,8 @@ pub trait Tables {
     fn counters(&self, with: impl FnOnce(&mut Counters));
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
     fn interface_in(&self, slot: u16) -> Option<&Interface>;
+    /// What the first look wants to know of an interface.
+    fn link(&self, ifindex: u32) -> Option<Link>;
     /// Whether this is an interface of the host that is up and none of the gateway's. One that has
     /// appeared since the daemon looked is not known to be that: it may be a public one made anew.
     fn other_link(&self, ifindex: u32) -> bool;
@@ -253,6 +255,18 @@ pub enum Route {
     TooBig { mtu: u16 },
     /// To the host itself, or no route at all: the host's stack knows what to do.
     Local,
+}
+
+impl Route {
+    /// Of the interface that the packet would leave by.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ifindex(&self) -> Option<u32> {
+        match *self {
+            Self::Hop { ifindex, .. } | Self::NoNeighbour { ifindex, .. } => Some(ifindex),
+            Self::TooBig { .. } | Self::Local => None,
+        }
+    }
 }
 
 /// The host's networking.

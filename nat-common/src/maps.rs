@@ -3,14 +3,14 @@
 //! Pinned as `BPF_DIR/NAME/v{LAYOUT}/MAP`. A change of any type below is a new `LAYOUT`.
 
 /// Version of everything that is stored in pinned maps.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
-pub const CONTROL: &str = "control";
+pub const CONTROL: &str = ".bss.control";
 pub const COUNTERS: &str = "counters";
 pub const SESSIONS: &str = "sessions";
 pub const FLOW_CACHE: &str = "flow_cache";
 /// See [`crate::next_hops`].
-pub const NEXT_HOPS: &str = "next_hops";
+pub const NEXT_HOPS: &str = ".bss.next_hops";
 pub const SIEVE: &str = "sieve";
 /// See [`crate::agenda`].
 pub const AGENDA: &str = "agenda";
@@ -18,6 +18,8 @@ pub const BINDINGS: &str = "bindings";
 pub const PERMITS: &str = "permits";
 pub const HOSTS: &str = "hosts";
 pub const INTERFACES: &str = "interfaces";
+/// What the first look wants to know of an interface, by the same slots.
+pub const LINKS: &str = ".bss.links";
 pub const EGRESS: &str = "egress";
 pub const OTHER_LINKS: &str = "other_links";
 pub const HOST_ADDRESSES: &str = "host_addresses";
@@ -41,6 +43,22 @@ pub const STAGES: &str = "stages";
 pub const DRAFT: &str = "draft";
 pub const HANDOFF: &str = "handoff";
 pub const PAIRS: &str = "pairs";
+
+/// What the name of a map begins with that has one value, which programs reach without a lookup: the kernel
+/// writes its address into them (Linux 5.2). It is the name of its section in the object.
+const IN_PLACE: &str = ".bss.";
+
+/// Whether the map of this name has one value, which programs reach without a lookup.
+#[must_use]
+pub fn is_in_place(name: &str) -> bool {
+    name.starts_with(IN_PLACE)
+}
+
+/// The file name of a map's pin. A dot is the kernel's own there (`bpf_lookup` in kernel/bpf/inode.c).
+#[must_use]
+pub fn pin(name: &str) -> &str {
+    name.strip_prefix(IN_PLACE).unwrap_or(name)
+}
 
 /// Slots of the interface table, found by `ifindex % INTERFACE_SLOTS`.
 pub const INTERFACE_SLOTS: u32 = 1024;

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Control {
     /// Advanced whenever a cached next hop, or the right of a session to exist, may have changed:
-    /// routes, neighbours, interfaces, configuration. Never 0, top bit clear.
+    /// routes, neighbours, interfaces, configuration. Never 0, below [`control::EPOCH_ALONE`].
     pub epoch: u32,
     /// Ticks at the last sign of life of the daemon.
     pub heartbeat: u32,
@@ -63,7 +63,8 @@ impl Control {
     #[inline(always)]
     pub const fn is_alone(&self, now: u32) -> bool {
         let silence = now.wrapping_sub(self.heartbeat);
-        silence > self.hz.wrapping_mul(control::HEARTBEAT_SECONDS) && silence < u32::MAX / 2
+        // With its sign: it may have come after `now` was read.
+        silence.cast_signed() > self.hz.wrapping_mul(control::HEARTBEAT_SECONDS).cast_signed()
     }
 }
 
@@ -81,8 +82,9 @@ pub mod control {
     pub const LOG_OPENED: u32 = 1 << 8;
     pub const LOG_ENDED: u32 = 1 << 9;
     pub const MSS_AUTO: u32 = 0xffff_ffff;
-    /// The top bit marks an epoch that the dataplane advances by itself, its daemon being silent.
-    pub const EPOCH_ALONE: u32 = 1 << 31;
+    /// Marks an epoch that the dataplane advances by itself, its daemon being silent. All others are below it,
+    /// and all of them have room in the check of a slot of the flow cache.
+    pub const EPOCH_ALONE: u32 = 1 << 27;
     /// Without a heartbeat for so many seconds the dataplane resolves next hops by itself.
     pub const HEARTBEAT_SECONDS: u32 = 10;
 }
@@ -108,6 +110,28 @@ pub struct Interface {
     pub mtu: u32,
     /// See [`interface`].
     pub flags: u32,
+}
+
+impl Interface {
+    /// What the first look wants to know of it.
+    #[must_use]
+    pub const fn link(&self) -> Link {
+        Link { ifindex: self.ifindex, role: self.role, realm: self.realm, zero: 0 }
+    }
+}
+
+/// What the first look wants to know of an [`Interface`], in a table that it reaches without a lookup. The whole
+/// interface is looked up, or the verifier would walk through each stage as often as there are slots that it
+/// can tell apart.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct Link {
+    /// 0: free slot.
+    pub ifindex: u32,
+    /// See [`role`].
+    pub role: u8,
+    pub realm: u8,
+    pub zero: u16,
 }
 
 pub mod interface {

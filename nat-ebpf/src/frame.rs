@@ -94,6 +94,8 @@ impl Packet for Frame {
         if start + size_of::<T>() > self.ctx.data_end() {
             return None;
         }
+        // SAFETY: no frame is at 0; said here, or whoever gets it tests for that.
+        unsafe { core::hint::assert_unchecked(start != 0) };
         // SAFETY: the range was just checked against the end of the frame's linear part, `T` is
         // valid for any bits and needs no alignment, and the borrow of `self` keeps the frame
         // from being reshaped meanwhile.

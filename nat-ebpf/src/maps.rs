@@ -1,6 +1,8 @@
 //! The maps, by the names of `nat_common::maps`. Sizes that follow the configuration are set by
 //! the loader.
 
+use core::cell::UnsafeCell;
+
 use aya_ebpf::{
     macros::map,
     maps::{Array, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
@@ -18,7 +20,7 @@ use nat_common::{
     record::FlowRecord,
     refusal::{self, RefusalImage, RefusedPortsImage},
     rules::{
-        Address, Control, ExemptKey, Forward, ForwardKey, HostAddress, Interface, OneToOne,
+        Address, Control, ExemptKey, Forward, ForwardKey, HostAddress, Interface, Link, OneToOne,
         OneToOneKey, Pool, PublicAddress, SnatRule,
     },
     session::{BindingImage, BindingKey, HostImage, HostKey, PermitKey, SessionImage},
@@ -36,14 +38,56 @@ macro_rules! maps {
     };
 }
 
+/// A map of one value, which is reached without a lookup: the kernel writes its address into the programs.
+/// It has the name of its section.
+#[repr(transparent)]
+pub(crate) struct InPlace<T>(UnsafeCell<T>);
+
+// SAFETY: as for every map, whoever uses the value makes it safe.
+unsafe impl<T> Sync for InPlace<T> {}
+
+impl<T: Copy> InPlace<T> {
+    const fn new() -> Self {
+        // SAFETY: all types here are plain, and take any bits.
+        Self(UnsafeCell::new(unsafe { core::mem::zeroed() }))
+    }
+
+    #[inline(always)]
+    pub(crate) const fn get(&self) -> *mut T {
+        self.0.get()
+    }
+}
+
+impl<T: Copy, const N: usize> InPlace<[T; N]> {
+    /// An element; its number begins again after the last.
+    #[inline(always)]
+    pub(crate) const fn element(&self, number: u32) -> *mut T {
+        const { assert!(N.is_power_of_two()) };
+        self.get().cast::<T>().wrapping_add(number as usize & (N - 1))
+    }
+}
+
+macro_rules! in_place {
+    ($($name:ident, $section:literal: $type:ty;)*) => {
+        // By a name that the linker keeps: else it might take the value for the zeros it begins with.
+        $(#[unsafe(no_mangle)] #[unsafe(link_section = $section)]
+        pub(crate) static $name: InPlace<$type> = InPlace::new();)*
+    };
+}
+
+in_place! {
+    CONTROL, ".bss.control": Control;
+    LINKS, ".bss.links": [Link; size::INTERFACE_SLOTS as usize];
+    NEXT_HOPS, ".bss.next_hops": [RowImage; next_hops::PLACES as usize];
+    REFUSALS, ".bss.refusals": [RefusalImage; refusal::PLACES as usize];
+}
+
 maps! {
-    CONTROL, "control": Array<Control> = Array::with_max_entries(1, 0);
     COUNTERS, "counters": PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
     SESSIONS, "sessions": HashMap<FlowKey, SessionImage> =
         HashMap::with_max_entries(2 * size::SESSIONS_DEFAULT, 0);
     FLOW_CACHE, "flow_cache": Array<SlotImage> =
         Array::with_max_entries(size::cache_slots(size::SESSIONS_DEFAULT), BPF_F_MMAPABLE);
-    NEXT_HOPS, "next_hops": Array<RowImage> = Array::with_max_entries(next_hops::PLACES, 0);
     SIEVE, "sieve": Array<u64> =
         Array::with_max_entries(size::sieve_words(size::SESSIONS_DEFAULT), 0);
     AGENDA, "agenda": Array<Note> =
@@ -78,7 +122,6 @@ maps! {
         LruHashMap::with_max_entries(size::BUSY_DESTINATIONS, 0);
     PORT_TEMPLATES, "port_templates": Array<PortSetImage> =
         Array::with_max_entries(size::TEMPLATE_ROWS, 0);
-    REFUSALS, "refusals": Array<RefusalImage> = Array::with_max_entries(refusal::PLACES, 0);
     REFUSED_PORTS, "refused_ports": Array<RefusedPortsImage> =
         Array::with_max_entries(size::ADDRESS_SLOTS, 0);
     FRAGMENTS, "fragments": LruHashMap<FragmentKey, FragmentEntry> =

@@ -8,7 +8,7 @@ use aya_ebpf::{
         xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
         xdp_md,
     },
-    helpers::generated::bpf_loop,
+    helpers::generated::{bpf_loop, bpf_redirect_map},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -35,7 +35,7 @@ use crate::{
     account::count,
     frame::Frame,
     guard,
-    maps::{COUNTERS, EGRESS, HANDOFF, INTERFACES, STAGES},
+    maps::{COUNTERS, EGRESS, HANDOFF, STAGES},
     mode::{self, Env},
     tables::Kernel,
 };
@@ -73,26 +73,52 @@ fn ingress_slot(frame: &Frame) -> u32 {
 #[inline(always)]
 fn bounces(frame: &Frame) -> bool {
     frame.returned == 0
-        && INTERFACES.get(ingress_slot(frame)).is_some_and(|it| {
+        && Kernel::OUTSIDE.interface_in(ingress_slot(frame) as u16).is_some_and(|it| {
             it.role == role::PRIVATE | role::PUBLIC && it.flags & interface::NO_BOUNCE == 0
         })
 }
 
+/// [`DevMap::redirect`](aya_ebpf::maps::DevMap::redirect) in fewer instructions.
+#[inline(always)]
+fn redirect(slot: u32) -> bool {
+    let map = (&raw const EGRESS).cast_mut().cast();
+    // SAFETY: a device map, which the kernel knows by the address of its definition.
+    unsafe { bpf_redirect_map(map, u64::from(slot), 0) == i64::from(XDP_REDIRECT) }
+}
+
 /// Sends a frame that the first look has translated, and counts it. `None`: it could not be sent.
+///
+/// Counted first: what follows a call waits for its return, which the kernel lets no processor guess (its
+/// mitigations of speculative execution), and what comes before it does not.
 #[inline(always)]
 fn forward(frame: &Frame, forwarded: Forwarded) -> Option<u32> {
-    let slot = u32::from(forwarded.slot);
-    let action = if slot == ingress_slot(frame) && bounces(frame) {
-        XDP_TX
-    } else {
-        EGRESS.redirect(slot, 0).ok()?;
-        XDP_REDIRECT
-    };
+    let Forwarded { bytes, slot, flags } = forwarded;
     if let Some(counters) = COUNTERS.get_ptr_mut(0) {
         // SAFETY: the value is this CPU's own, and programs of one CPU do not nest.
-        unsafe { &mut *counters }.forward(forwarded.flags, forwarded.bytes);
+        unsafe { &mut *counters }.translate(flags, bytes);
     }
-    Some(action)
+    if slot == ingress_slot(frame) && bounces(frame) {
+        return Some(XDP_TX);
+    }
+    if redirect(slot) {
+        return Some(XDP_REDIRECT);
+    }
+    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe { &mut *counters }.take_back(flags, bytes);
+    }
+    None
+}
+
+/// Counts a frame that the first look drops; floods are made of these.
+#[inline(always)]
+fn discard(reason: DropReason, side: Side, bytes: u16) -> u32 {
+    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+        // SAFETY: the value is this CPU's own, and programs of one CPU do not nest.
+        let counters = unsafe { &mut *counters };
+        count(counters, side, Verdict::Drop(reason), 1, u64::from(bytes), 0);
+    }
+    XDP_DROP
 }
 
 /// Sends the frame and counts it, in that order: what could not be sent is a drop.
@@ -180,25 +206,29 @@ pub(crate) fn natgw(ctx: XdpContext) -> u32 {
         let step = fast::run(&mut frame, &env);
         return conclude(&frame, step, true);
     }
-    let first = plain::run(&mut frame, &env);
-    if let First::Forwarded(forwarded) = first
-        && let Some(action) = forward(&frame, forwarded)
-    {
-        return action;
-    }
-    if matches!(first, First::New) {
-        keep_origin(&frame);
-        mode::goes_on(stage::BEGIN);
-        // A call of its own, of a number that the kernel knows when it compiles: it becomes a jump.
-        // SAFETY: the stages are programs of the same type, loaded together.
-        unsafe { STAGES.tail_call(&frame.ctx, stage::BEGIN) };
-    }
-    let step = match first {
-        // It has no program: then by the general way.
-        First::New => None,
-        first => first.step(),
+    let step = match plain::run(&mut frame, &env) {
+        First::Forwarded(forwarded) => match forward(&frame, forwarded) {
+            Some(action) => return action,
+            None => forwarded.step(),
+        },
+        First::Unsolicited(bytes) => {
+            return discard(DropReason::Unsolicited, Side::Destination, bytes);
+        }
+        First::Refused(bytes) => {
+            return discard(DropReason::ErrorPortAllocation, Side::Source, bytes);
+        }
+        First::New => {
+            keep_origin(&frame);
+            mode::goes_on(stage::BEGIN);
+            // A call of its own, of a number that the kernel knows when it compiles: it becomes a jump.
+            // SAFETY: the stages are programs of the same type, loaded together.
+            unsafe { STAGES.tail_call(&frame.ctx, stage::BEGIN) };
+            // It has no program: then by the general way.
+            Step::Go(stage::FAST)
+        }
+        First::Undecided => Step::Go(stage::FAST),
     };
-    conclude(&frame, step.unwrap_or(Step::Go(stage::FAST)), true)
+    conclude(&frame, step, true)
 }
 
 /// On the slow path's tap device: a packet that the daemon returns goes the way of a new one, or

@@ -16,7 +16,7 @@ use nat_common::{
     port::{BusyKey, PortSet, PortSetImage},
     refusal::{Refusal, RefusalImage, RefusedPorts, RefusedPortsImage},
     rules::{
-        Address, Control, ExemptKey, Forward, ForwardKey, HostAddress, Interface, OneToOne,
+        Address, Control, ExemptKey, Forward, ForwardKey, HostAddress, Interface, Link, OneToOne,
         OneToOneKey, Pool, PublicAddress, SnatRule,
     },
     session::{
@@ -31,7 +31,7 @@ use nat_common::{
 
 use crate::maps::{
     ADDRESSES, AGENDA, BINDINGS, BUSY_PORTS, CONTROL, COUNTERS, DRAFT, EXEMPT, FLOW_CACHE,
-    FORWARDS, FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, NEXT_HOPS, ONE_TO_ONE,
+    FORWARDS, FRAGMENTS, HANDOFF, HOST_ADDRESSES, HOSTS, INTERFACES, LINKS, NEXT_HOPS, ONE_TO_ONE,
     OTHER_LINKS, PAIRS, PERMITS, POOL_MEMBERS, POOLS, PORT_TEMPLATES, PUBLIC_ADDRESSES, REFUSALS,
     REFUSED_PORTS, SESSIONS, SIEVE, SNAT,
 };
@@ -85,7 +85,8 @@ pub(crate) use shared;
 impl Tables for Kernel {
     #[inline(always)]
     fn control(&self) -> Option<&Control> {
-        CONTROL.get(0)
+        // SAFETY: of aligned words that stand alone, each of them any bits.
+        Some(unsafe { &*CONTROL.get() })
     }
 
     #[inline(always)]
@@ -112,6 +113,13 @@ impl Tables for Kernel {
     #[inline(always)]
     fn interface_in(&self, slot: u16) -> Option<&Interface> {
         INTERFACES.get(u32::from(slot))
+    }
+
+    #[inline(always)]
+    fn link(&self, ifindex: u32) -> Option<Link> {
+        // SAFETY: as for the control value.
+        let link = unsafe { &*LINKS.element(ifindex) };
+        (link.ifindex == ifindex).then_some(*link)
     }
 
     #[inline(always)]
@@ -226,7 +234,7 @@ impl Tables for Kernel {
     fn next_hop(&self, number: u16) -> Option<&Row> {
         const { assert!(size_of::<RowImage>() == size_of::<Row>()) };
         // SAFETY: as `shared`.
-        NEXT_HOPS.get_ptr(u32::from(number)).map(|hop| unsafe { &*hop.cast::<Row>() })
+        Some(unsafe { &*NEXT_HOPS.element(u32::from(number)).cast::<Row>() })
     }
 
     #[inline(always)]
@@ -314,7 +322,7 @@ impl Tables for Kernel {
     fn refusal(&self, place: u32) -> Option<&Refusal> {
         const { assert!(size_of::<RefusalImage>() == size_of::<Refusal>()) };
         // SAFETY: as `shared`.
-        REFUSALS.get_ptr(place).map(|entry| unsafe { &*entry.cast::<Refusal>() })
+        Some(unsafe { &*REFUSALS.element(place).cast::<Refusal>() })
     }
 
     #[inline(always)]

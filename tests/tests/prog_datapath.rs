@@ -69,7 +69,7 @@ fn another_capacity_is_refused_and_the_message_names_the_pinned_one() -> Result<
 fn a_pinned_map_of_another_shape_is_refused_before_it_is_used() -> Result<()> {
     let stage = Stage::new()?;
     drop(stage.open()?);
-    let control = stage.pins().join(maps::CONTROL);
+    let control = stage.pins().join(maps::pin(maps::CONTROL));
     std::fs::remove_file(&control)?;
     let path = control.display();
     run("bpftool", &format!("map create {path} type array key 4 value 8 entries 1 name other"))?;

@@ -1,8 +1,11 @@
-//! Tables that have little room because nothing was to be put into them.
+//! Tables that have little room because nothing was to be put into them, and maps of one value.
 
 use anyhow::Result;
-use aya::maps::{MapData, MapInfo};
-use nat_common::maps;
+use aya::maps::{Array, Map, MapData, MapInfo};
+use nat_common::{
+    maps,
+    rules::{Interface, role},
+};
 use nat_tests::{
     attached::index,
     stage::{SESSIONS, Stage},
@@ -98,5 +101,38 @@ fn a_ring_that_records_may_wait_in_is_not_made_anew() -> Result<()> {
     let (second, _) = Datapath::open(&with_room(&stage))?;
     assert_eq!(second.room_for_bindings(), SESSIONS);
     assert_eq!(pinned(&stage, maps::RECORDS)?.id(), ring);
+    Ok(())
+}
+
+/// What is in the one value of a map.
+fn value<const BYTES: usize>(stage: &Stage, map: &str) -> Result<[u8; BYTES]> {
+    let map = Map::from_map_data(MapData::from_pin(stage.pins().join(maps::pin(map)))?)?;
+    Ok(Array::try_from(map)?.get(&0, 0)?)
+}
+
+#[test]
+fn what_is_in_maps_of_one_value_stays_when_programs_are_loaded_over_them() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut first = translate(&stage.options())?;
+    let ifindex = index("inside")?;
+    first.set_interface(&Interface {
+        ifindex,
+        role: role::PRIVATE,
+        ..bytemuck::Zeroable::zeroed()
+    })?;
+    first.bump_epoch()?;
+    let all = || -> Result<([u8; 128], [u8; 8192])> {
+        Ok((value(&stage, maps::CONTROL)?, value(&stage, maps::LINKS)?))
+    };
+    let before = all()?;
+    assert!(before.0 != [0; 128] && before.1 != [0; 8192], "something is in them");
+    first.load_tc()?;
+    assert!(all()? == before, "programs for tc");
+    let tracer = first.tracer().load()?;
+    assert!(all()? == before, "programs that trace");
+    drop((first, tracer));
+    let second = stage.open()?;
+    assert!(all()? == before, "those of the next daemon");
+    drop(second);
     Ok(())
 }

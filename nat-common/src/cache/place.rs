@@ -12,13 +12,8 @@ use crate::{
 use super::slot::{Slot, SlotImage};
 
 /// Odd, with bits evenly spread: the fractional parts of the golden ratio and of square roots.
-pub(super) const MIX: [u64; 5] = [
-    0x9e37_79b9_7f4a_7c15,
-    0xbb67_ae85_84ca_a73b,
-    0x3c6e_f372_fe94_f82b,
-    0xa54f_f53a_5f1d_36f1,
-    0x510e_527f_ade6_82d1,
-];
+pub(super) const MIX: [u64; 4] =
+    [0x9e37_79b9_7f4a_7c15, 0xbb67_ae85_84ca_a73b, 0x3c6e_f372_fe94_f82b, 0xa54f_f53a_5f1d_36f1];
 
 /// Where a key's slot is: in one of three lines of a page of memory, two slots each. The first is by far the
 /// likeliest; and the others, if they are needed, are cheaper to reach than those of any other page.
@@ -115,8 +110,10 @@ impl Place {
         let rest = ports as u64 | code_of(protocol, realm) << 32;
         let [a, b, c, d] = shape.seed;
         let low = (words[0] ^ pair(a, b)).wrapping_mul(MIX[0]);
-        let high = (words[1] ^ pair(c, d)).wrapping_mul(MIX[1]);
-        let mixed = (low ^ (low >> 32)).wrapping_add(high ^ (high >> 29)).wrapping_mul(MIX[2]);
+        let high = (pair(ports, protocol as u32) ^ pair(c, d)).wrapping_mul(MIX[1]);
+        // The realm late: it is known of the interface, which is found while the packet's own words are mixed.
+        let sum = (low ^ (low >> 32)).wrapping_add(high ^ (high >> 29));
+        let mixed = sum.wrapping_add((realm as u64) << 40).wrapping_mul(MIX[2]);
         let hash = mixed ^ (mixed >> 32);
         // The upper half, as a fraction of all slots, whose number need not be a power of two.
         let index = ((mixed >> 32) * shape.slots as u64) >> 32;

@@ -6,7 +6,7 @@ use crate::{
     checksum::Delta,
     env::Env,
     flow::{FlowKey, Tuple},
-    rules::Control,
+    rules::{Control, control},
     session::{Session, State, flags},
 };
 
@@ -56,7 +56,9 @@ pub(super) mod terms {
     /// What the check covers.
     pub(in super::super) const SEALED: u64 = ((1 << CHECK) - 1) & !SPILLED;
 }
-const CHECKED: u64 = u64::MAX >> terms::CHECK;
+const CHECKED: u64 = u64::MAX << terms::CHECK;
+// No epoch loses a bit in it.
+const _: () = assert!(2 * control::EPOCH_ALONE as u64 <= 1 << (u64::BITS - terms::CHECK));
 
 const BYTES: u32 = 21;
 const TAKEN: u64 = 0xffff_ffff;
@@ -193,17 +195,12 @@ impl Entry {
     }
 }
 
-/// What of an epoch is in a check: all but four of its bits, the highest included.
-#[inline(always)]
-const fn mark(epoch: u32) -> u64 {
-    epoch.rotate_left(1) as u64
-}
-
 /// The check of a slot that holds the key of `place`, in its place in the terms.
 #[inline(always)]
 const fn seal(place: &Place, ends: u64, sealed: u64, epoch: u32) -> u64 {
-    let mixed = place.hash() ^ ends.wrapping_mul(MIX[3]) ^ sealed.wrapping_mul(MIX[4]);
-    ((mixed >> 32).wrapping_add(mark(epoch)) & CHECKED) << terms::CHECK
+    let mixed = place.hash() ^ (ends ^ sealed << (u64::BITS - terms::CHECK)).wrapping_mul(MIX[3]);
+    // Its upper bits, which every bit of the ends and terms has a part in.
+    mixed.wrapping_add((epoch as u64) << terms::CHECK) & CHECKED
 }
 
 /// What a slot has of a key beside its addresses.
@@ -237,7 +234,7 @@ impl Slot {
         let (ends, its) = (self.ends.get(), self.terms.get());
         let check = seal(place, ends, its & terms::SEALED, epoch);
         // One comparison: the check, and the trust.
-        let compared = (CHECKED << terms::CHECK) | terms::TRUSTED;
+        let compared = CHECKED | terms::TRUSTED;
         if (its ^ (check | terms::TRUSTED)) & compared != 0 {
             return None;
         }

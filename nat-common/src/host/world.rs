@@ -28,8 +28,8 @@ use crate::{
     record::FlowRecord,
     refusal::{self, Refusal, RefusedPorts},
     rules::{
-        Address, Control, Forward, ForwardKey, HostAddress, Interface, OneToOne, OneToOneKey, Pool,
-        PublicAddress, SnatRule,
+        Address, Control, Forward, ForwardKey, HostAddress, Interface, Link, OneToOne, OneToOneKey,
+        Pool, PublicAddress, SnatRule,
     },
     session::{
         Binding, BindingImage, BindingKey, Host, HostImage, HostKey, PermitKey, Session,
@@ -191,6 +191,10 @@ impl Tables for World {
 
     fn interface_in(&self, slot: u16) -> Option<&Interface> {
         self.interfaces.get(&u32::from(slot))
+    }
+
+    fn link(&self, ifindex: u32) -> Option<Link> {
+        self.interface(ifindex).map(Interface::link)
     }
 
     fn other_link(&self, ifindex: u32) -> bool {

@@ -80,22 +80,20 @@ fn outbound<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed, rule: S
     let route = env.route(&query);
     // What is too big says nothing of the interface: asked again for no size at all.
     let way = match route {
-        Route::TooBig { .. } => env.route(&RouteQuery { length: 0, ..query }),
-        route => route,
+        Route::TooBig { .. } => env.route(&RouteQuery { length: 0, ..query }).ifindex(),
+        route => route.ifindex(),
     };
-    let egress = match way {
-        Route::Hop { ifindex, .. } | Route::NoNeighbour { ifindex, .. } => {
-            match env.interface(ifindex) {
-                Some(interface) if interface.role & role::PUBLIC != 0 => ifindex,
-                // A public interface made anew has no guard until the daemon has seen it.
-                None if !env.other_link(ifindex) => {
-                    return Step::drop(DropReason::EgressUnknown, Side::Source, parsed.length);
-                }
-                _ => return Step::host(Side::Source, parsed.length),
-            }
+    let Some(egress) = way else {
+        return Step::host(Side::Source, parsed.length);
+    };
+    match env.interface(egress) {
+        Some(interface) if interface.role & role::PUBLIC != 0 => {}
+        // A public interface made anew has no guard until the daemon has seen it.
+        None if !env.other_link(egress) => {
+            return Step::drop(DropReason::EgressUnknown, Side::Source, parsed.length);
         }
-        Route::TooBig { .. } | Route::Local => return Step::host(Side::Source, parsed.length),
-    };
+        _ => return Step::host(Side::Source, parsed.length),
+    }
     if let Err(step) = may_open(packet, env, parsed) {
         return step;
     }

@@ -28,21 +28,22 @@ use crate::{
     wire::{Ethernet, Ipv4, Plain, PlainTcp, Tcp, Udp},
 };
 
-/// A packet that was translated, to be sent out of the interface in this slot.
+/// A packet that was translated, to be sent out of the interface in this slot. In whole words: the compiler packs
+/// smaller ones into one, and takes them out again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Forwarded {
     /// IP total length.
-    pub bytes: u16,
-    pub slot: u16,
+    pub bytes: u32,
+    pub slot: u32,
     /// Of the session; they say which way it goes.
-    pub flags: u8,
+    pub flags: u32,
 }
 
 impl Forwarded {
     #[inline(always)]
     pub const fn step(self) -> Step {
-        let (verdict, side) = direction(self.flags);
-        Step::sent(verdict, side, self.bytes, self.slot)
+        let (verdict, side) = direction(self.flags as u8);
+        Step::sent(verdict, side, self.bytes as u16, self.slot as u16)
     }
 }
 
@@ -87,7 +88,7 @@ const TCP_RARE: u8 = tcp_flags::FIN | tcp_flags::SYN | tcp_flags::RST;
 trait Headers: Pod {
     fn plain(&mut self) -> &mut Plain;
 
-    /// Whether the transport header is sound, in `bytes` of IP payload.
+    /// Whether the transport header is sound, in an IP packet of `bytes`.
     fn is_sound(&self, bytes: u32) -> bool;
 
     /// Whether the packet changes nothing about its session.
@@ -119,7 +120,7 @@ impl Headers for Plain {
     #[inline(always)]
     fn is_sound(&self, bytes: u32) -> bool {
         let length = u32::from(u16::from_be(self.udp_length));
-        length >= size_of::<Udp>() as u32 && length <= bytes
+        length >= size_of::<Udp>() as u32 && Ipv4::MIN_LEN as u32 + length <= bytes
     }
 
     #[inline(always)]
@@ -161,7 +162,9 @@ impl Headers for PlainTcp {
     fn is_sound(&self, bytes: u32) -> bool {
         // The length is in words, in the upper half of its byte.
         let length = u32::from(self.offset >> 4) << 2;
-        length >= size_of::<Tcp>() as u32 && length <= bytes && tcp_flags::are_valid(self.flags)
+        length >= size_of::<Tcp>() as u32
+            && Ipv4::MIN_LEN as u32 + length <= bytes
+            && tcp_flags::are_valid(self.flags)
     }
 
     #[inline(always)]
@@ -206,27 +209,26 @@ fn look<E: Env, H: Headers>(
     env: &E,
 ) -> Option<First> {
     let control = env.control()?;
-    let interface = env.interface(ingress)?;
+    let link = env.link(ingress)?;
     let plain = *headers.plain();
     let bytes = u16::from_be(plain.total_length);
     if !plain.is_bare()
         || plain.fragment & FRAGMENT != 0
         || plain.ttl <= 1
-        || usize::from(bytes) < Ipv4::MIN_LEN
         // By difference, see `holds`: no number in host order may come near a packet pointer.
         || at_hand < size_of::<Ethernet>() + usize::from(bytes)
-        || !headers.is_sound(u32::from(bytes) - Ipv4::MIN_LEN as u32)
+        || !headers.is_sound(u32::from(bytes))
     {
         return None;
     }
     let place =
-        Place::of_flow(plain.addresses, plain.ports, H::PROTOCOL, interface.realm, &control.cache);
+        Place::of_flow(plain.addresses, plain.ports, H::PROTOCOL, link.realm, &control.cache);
     // First, for it is small: what has no session would find neither slot nor bucket warm.
     let known = sieve::may_have(env, &place, control.sieve_mask);
     if known && let Some(slot) = cache::find_near(env, &place) {
         return translate(env, control, headers, &place, slot, bytes);
     }
-    if interface.role != role::PUBLIC {
+    if link.role != role::PUBLIC {
         let new = headers.is_first() && (!known || env.session(&place.key()).is_none());
         if !new {
             return None;
@@ -276,7 +278,8 @@ fn translate<E: Env, H: Headers>(
     plain.addresses = entry.addresses();
     plain.ports = entry.ports();
     slot.take::<E>(&entry, now, 1, u32::from(bytes));
-    Some(First::Forwarded(Forwarded { bytes, slot: slot_out, flags: entry.flags() }))
+    let (slot, flags) = (u32::from(slot_out), u32::from(entry.flags()));
+    Some(First::Forwarded(Forwarded { bytes: u32::from(bytes), slot, flags }))
 }
 
 /// Whether a packet from outside to this address can be wanted by its session only: it has no forwards, is

@@ -10,6 +10,7 @@ use nat_common::{
     },
     maps::stage,
     rules::{address, control, pool, routing},
+    session::flags,
     stage::{
         Out, Outcome, direction,
         plain::{self, First},
@@ -253,11 +254,14 @@ proptest! {
     }
 
     #[test]
-    fn a_forwarded_packet_is_counted_as_its_direction_has_it(
+    fn a_translated_packet_is_counted_as_its_direction_has_it(
         session_flags in any::<u8>(), bytes in any::<u16>(),
     ) {
+        // The first look sees no flow between two private hosts: a slot of the cache has no room for it.
+        let session_flags = session_flags & !flags::HAIRPIN;
         let mut counters: Counters = bytemuck::Zeroable::zeroed();
-        counters.forward(session_flags, bytes);
+        counters.translate(u32::from(session_flags), u32::from(bytes));
+        counters.settle();
         let (verdict, side) = direction(session_flags);
         let world = World::default();
         world.count(&Outcome { verdict, side, bytes, out: Out::Slot(0) }, 0);

@@ -27,8 +27,8 @@ use nat_common::{
     port::{BusyKey, PortSet, PortSetImage},
     refusal::{Refusal, RefusedPorts},
     rules::{
-        Address, Control, Forward, ForwardKey, HostAddress, Interface, OneToOne, OneToOneKey, Pool,
-        PublicAddress, SnatRule,
+        Address, Control, Forward, ForwardKey, HostAddress, Interface, Link, OneToOne, OneToOneKey,
+        Pool, PublicAddress, SnatRule,
     },
     session::{
         Binding, BindingImage, BindingKey, Host, HostImage, HostKey, PermitKey, Session,
@@ -207,6 +207,12 @@ impl Tables for Env {
     #[inline(always)]
     fn interface_in(&self, slot: u16) -> Option<&Interface> {
         self.0.interface_in(slot)
+    }
+
+    /// No packet has a first look here.
+    #[inline(always)]
+    fn link(&self, _ifindex: u32) -> Option<Link> {
+        None
     }
 
     #[inline(always)]

@@ -22,8 +22,9 @@ use nat_common::{
 use crate::{
     account::count,
     frame::Frame,
-    maps::{CONTROL, COUNTERS, HANDOFF, INTERFACES, STAGES},
+    maps::{COUNTERS, HANDOFF, INTERFACES, STAGES},
     mode::{self, Env},
+    tables::Kernel,
 };
 
 /// Goes on to the next stage, or finishes.
@@ -65,7 +66,7 @@ fn finish(frame: &mut Frame, outcome: Outcome) -> i32 {
         Out::Slot(_) | Out::Back => {
             let (ifindex, sides) = match out {
                 Out::Slot(_) if verdict == Verdict::Held => {
-                    (CONTROL.get(0).map_or(0, |control| control.slow_path), 0)
+                    (Kernel::OUTSIDE.control().map_or(0, |control| control.slow_path), 0)
                 }
                 Out::Slot(slot) => interface(u32::from(slot)),
                 _ => interface(frame.ingress),

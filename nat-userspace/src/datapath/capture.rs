@@ -16,8 +16,9 @@ use nat_common::{
 use super::{
     AttachMode, Datapath, Result, attach,
     error::DatapathError,
+    in_place,
     load::{self, Hook},
-    pin::{self, PINNED, PinDirectory},
+    pin::{self, PinDirectory},
     tables::{Kern, take},
     tc::{self, Place},
     tc_mut,
@@ -69,9 +70,7 @@ impl CapturerSource {
 
     fn load_with(&self, stages: PathBuf) -> Result<(Capturer, Packets)> {
         let mut loader = EbpfLoader::new();
-        for map in PINNED {
-            loader.map_pin_path(map, self.pins.map(map));
-        }
+        in_place::pin_others(&mut loader, &self.pins);
         loader.map_pin_path(maps::STAGES, &stages);
         let object = match self.hook {
             Hook::Xdp => OBJECT,
@@ -81,6 +80,7 @@ impl CapturerSource {
             EbpfError::MapError(error) => DatapathError::bpf("open the maps to capture in", error),
             error => DatapathError::bpf("load the programs that capture", error),
         })?;
+        in_place::adopt(&bpf, &self.pins)?;
         let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM, capture::PROGRAM];
         let mut table = load::load_stages(&mut bpf, self.hook, &others, None)?;
         let last = (maps::stage::CAPTURED, capture::PROGRAM);

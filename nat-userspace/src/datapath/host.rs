@@ -42,7 +42,10 @@ impl Datapath {
         self.tables
             .interfaces
             .set(slot, Kern(*interface), 0)
-            .map_err(map_error("write the interface table"))
+            .map_err(map_error("write the interface table"))?;
+        // Last: until then its packets go the general way.
+        let link = interface.link();
+        self.tables.links.set(slot, link).map_err(map_error("write the table of links"))
     }
 
     /// Forgets an interface; one that is not known is as good.
@@ -54,6 +57,8 @@ impl Datapath {
         if self.interface(slot)?.ifindex != ifindex {
             return Ok(());
         }
+        let free = bytemuck::Zeroable::zeroed();
+        self.tables.links.set(slot, free).map_err(map_error("write the table of links"))?;
         let free: Interface = bytemuck::Zeroable::zeroed();
         self.tables
             .interfaces

@@ -17,6 +17,7 @@ use nat_common::maps;
 use super::{
     capacity::Capacities,
     error::DatapathError,
+    in_place,
     outgrown::{self, Outgrown},
     pin::{self, Definition, PINNED, PinDirectory},
     refused,
@@ -116,9 +117,7 @@ fn load_object(
     if let Some(layout) = &layout {
         layout.set(&mut loader);
     }
-    for map in PINNED {
-        loader.map_pin_path(map, pins.map(map));
-    }
+    in_place::pin_others(&mut loader, pins);
     loader.map_pin_path(maps::STAGES, pins.stages(generation));
     for (map, capacity) in capacities.iter() {
         loader.map_max_entries(map, capacity);
@@ -127,6 +126,7 @@ fn load_object(
         EbpfError::MapError(error) => DatapathError::bpf("create the BPF maps", error),
         error => DatapathError::bpf("load the BPF object", error),
     })?;
+    in_place::adopt(&bpf, pins)?;
     if layout.is_some() {
         refused::attach(&mut bpf);
     }
@@ -164,13 +164,12 @@ pub(super) fn load_tc(
     verifier_log: Option<&Path>,
 ) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
-    for map in PINNED {
-        loader.map_pin_path(map, pins.map(map));
-    }
+    in_place::pin_others(&mut loader, pins);
     loader.map_pin_path(maps::STAGES, pins.tc_stages(generation));
     let mut bpf = loader
         .load(TC_OBJECT)
         .map_err(|error| DatapathError::bpf("load the BPF object for tc", error))?;
+    in_place::adopt(&bpf, pins)?;
     let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM];
     load_stages(&mut bpf, Hook::Tc, &others, verifier_log)?;
     Ok(bpf)

@@ -18,6 +18,7 @@ mod forget;
 mod grace;
 mod guards;
 mod host;
+mod in_place;
 mod load;
 mod mapped;
 mod outgrown;
@@ -352,6 +353,7 @@ impl Datapath {
         for Kern(counters) in values.iter() {
             sum.merge(counters);
         }
+        sum.settle();
         Ok(sum)
     }
 
@@ -428,7 +430,7 @@ impl Datapath {
     /// From which the programs are loaded that tell what would become of a packet.
     #[must_use]
     pub fn tracer(&self) -> TracerSource {
-        TracerSource::new(&self.pins.path)
+        TracerSource::new(&self.pins)
     }
 
     /// What cleans the tables of hosts and permits.
@@ -508,11 +510,12 @@ fn look_up(
     }
 }
 
-/// Never 0, top bit clear.
+/// Never 0, below [`EPOCH_ALONE`](nat_common::rules::control::EPOCH_ALONE).
 #[must_use]
 pub(crate) fn next_epoch(epoch: u32) -> u32 {
-    match (epoch & !nat_common::rules::control::EPOCH_ALONE).wrapping_add(1) {
-        0 | nat_common::rules::control::EPOCH_ALONE => 1,
+    use nat_common::rules::control::EPOCH_ALONE;
+    match (epoch & (EPOCH_ALONE - 1)) + 1 {
+        EPOCH_ALONE => 1,
         next => next,
     }
 }
@@ -568,8 +571,8 @@ mod tests {
     fn epochs_and_generations_advance_and_never_become_zero() {
         assert_eq!(next_epoch(0), 1);
         assert_eq!(next_epoch(7), 8);
-        assert_eq!(next_epoch(0x7fff_ffff), 1);
-        assert_eq!(next_epoch(0x8000_0007), 8, "an epoch of the dataplane's own is taken back");
+        assert_eq!(next_epoch(0x07ff_ffff), 1);
+        assert_eq!(next_epoch(0x0800_0007), 8, "an epoch of the dataplane's own is taken back");
         assert_eq!(next_generation(0), 1);
         assert_eq!(next_generation(0xffff), 1);
     }

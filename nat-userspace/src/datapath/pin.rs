@@ -34,6 +34,7 @@ pub(super) const PINNED: &[&str] = &[
     maps::PERMITS,
     maps::HOSTS,
     maps::INTERFACES,
+    maps::LINKS,
     maps::EGRESS,
     maps::OTHER_LINKS,
     maps::HOST_ADDRESSES,
@@ -217,7 +218,7 @@ impl PinDirectory {
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.path.join(name)
+        self.path.join(maps::pin(name))
     }
 
     pub(super) fn program(&self, name: &str) -> PathBuf {

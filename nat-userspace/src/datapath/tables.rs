@@ -17,13 +17,13 @@ use nat_common::{
     port::{BusyKey, PortSetImage},
     refusal::RefusedPortsImage,
     rules::{
-        Address, Control, ExemptKey, Forward, ForwardKey, HostAddress, Interface, OneToOne,
+        Address, Control, ExemptKey, Forward, ForwardKey, HostAddress, Interface, Link, OneToOne,
         OneToOneKey, Pool, PublicAddress, SnatRule,
     },
     session::SessionImage,
 };
 
-use super::error::DatapathError;
+use super::{error::DatapathError, in_place::InPlace};
 
 /// A type of the maps, for aya, which has a marker of its own.
 #[repr(transparent)]
@@ -32,6 +32,8 @@ pub(crate) struct Kern<T>(pub(crate) T);
 
 // SAFETY: every bit pattern is a value and there is no padding; bytemuck has proven it.
 unsafe impl<T: bytemuck::Pod> Pod for Kern<T> {}
+
+const LINKS: usize = maps::INTERFACE_SLOTS as usize;
 
 type ArrayOf<T> = Array<MapData, Kern<T>>;
 type HashOf<K, V> = HashMap<MapData, Kern<K>, Kern<V>>;
@@ -42,6 +44,7 @@ pub(crate) struct Tables {
     pub(crate) counters: PerCpuArray<MapData, Kern<Counters>>,
     pub(crate) sessions: HashOf<FlowKey, SessionImage>,
     pub(crate) interfaces: ArrayOf<Interface>,
+    pub(crate) links: InPlace<Link, LINKS>,
     pub(crate) egress: DevMap<MapData>,
     pub(crate) other_links: HashOf<u32, u32>,
     pub(crate) host_addresses: HashOf<Ip4, HostAddress>,
@@ -71,6 +74,7 @@ impl Tables {
             counters: take(bpf, maps::COUNTERS)?,
             sessions: take(bpf, maps::SESSIONS)?,
             interfaces: take(bpf, maps::INTERFACES)?,
+            links: take(bpf, maps::LINKS)?,
             egress: take(bpf, maps::EGRESS)?,
             other_links: take(bpf, maps::OTHER_LINKS)?,
             host_addresses: take(bpf, maps::HOST_ADDRESSES)?,

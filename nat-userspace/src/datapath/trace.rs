@@ -3,7 +3,7 @@
 //! Its programs are compiled from the same stages, with a binding to the maps that writes into
 //! drafts of its own (`nat-ebpf/src/mode/trace.rs`). None of them is attached anywhere.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -23,8 +23,9 @@ use nat_common::{
 use super::{
     batch::{Batches, SessionBatches},
     error::DatapathError,
+    in_place,
     load::{self, Hook},
-    pin::PINNED,
+    pin::PinDirectory,
     run::{self, RunResult},
     tables::{Kern, take},
 };
@@ -34,7 +35,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/na
 /// Where the maps are; loading takes its time (about a second), and goes without the dataplane.
 #[derive(Debug, Clone)]
 pub struct TracerSource {
-    pins: PathBuf,
+    pins: PinDirectory,
 }
 
 /// The programs that only tell, loaded.
@@ -66,8 +67,8 @@ pub struct Traced {
 }
 
 impl TracerSource {
-    pub(super) fn new(pins: &Path) -> Self {
-        Self { pins: pins.to_owned() }
+    pub(super) fn new(pins: &PinDirectory) -> Self {
+        Self { pins: pins.clone() }
     }
 
     /// # Errors
@@ -77,15 +78,14 @@ impl TracerSource {
             return Err(DatapathError::NoPrograms);
         }
         let mut loader = EbpfLoader::new();
-        for map in PINNED {
-            loader.map_pin_path(map, self.pins.join(map));
-        }
+        in_place::pin_others(&mut loader, &self.pins);
         let mut bpf = loader.load(OBJECT).map_err(|error| match error {
             EbpfError::MapError(error) => DatapathError::bpf("open the maps to trace in", error),
             error => DatapathError::bpf("load the programs that trace", error),
         })?;
+        in_place::adopt(&bpf, &self.pins)?;
         let stages = load::load_stages(&mut bpf, Hook::Xdp, &[maps::ENTRY_PROGRAM], None)?;
-        Tracer::new(bpf, stages, &self.pins)
+        Tracer::new(bpf, stages, &self.pins.path)
     }
 }
 
