@@ -262,8 +262,12 @@ fn translate<E: Env, H: Headers>(
     let now = env.now();
     let entry = slot.entry(place, control.current_epoch(now))?;
     let hop = env.next_hop(entry.hop())?;
-    if !headers.is_steady() || bytes > hop.mtu() || entry.is_full() {
+    if !headers.is_steady() || bytes > hop.mtu() {
         return None;
+    }
+    if entry.is_full() {
+        // Here, or one packet in a thousand would go the general way for it.
+        slot.settle_whose(env);
     }
     let limit = *control.timeouts.get(H::STATE as usize)?;
     if now != entry.seen() && now.wrapping_sub(entry.seen()) > limit {
