@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, env, fs, path::PathBuf, process::Command};
 
-use nat_common::verdict::DropReason;
+use nat_common::{maps, verdict::DropReason};
 use nat_userspace::api::{Counters, MetricKind};
 use nat_userspace::config::{self, HostInterface, HostView, Overrides, PortRange, Role};
 use serde_json::Value;
@@ -222,7 +222,7 @@ fn the_architecture_tells_of_every_map() {
     let maps: Vec<&str> = source
         .lines()
         .filter_map(|line| line.strip_prefix("    ")?.split_once(", \""))
-        .filter_map(|(_, rest)| rest.split_once("\": ").map(|(name, _)| name))
+        .filter_map(|(_, rest)| rest.split_once("\": ").map(|(name, _)| maps::pin(name)))
         .collect();
     assert!(maps.len() > 20, "{maps:?}");
     for map in maps {

@@ -32,7 +32,14 @@ pub(super) fn pin_others(loader: &mut EbpfLoader<'_>, pins: &PinDirectory) {
 /// the programs that run.
 pub(super) fn adopt(bpf: &Ebpf, pins: &PinDirectory) -> Result<(), DatapathError> {
     for map in PINNED.iter().filter(|map| maps::is_in_place(map)) {
-        let Some(Map::Array(made)) = bpf.map(map) else { continue };
+        // An object has those that its programs use.
+        let made = match bpf.map(map) {
+            None => continue,
+            Some(Map::Array(made)) => made,
+            Some(_) => {
+                return Err(DatapathError::Missing { what: "array", name: (*map).to_owned() });
+            }
+        };
         let path = pins.map(map);
         if !path.exists() {
             made.pin(&path)
