@@ -70,17 +70,15 @@ impl CapturerSource {
 
     fn load_with(&self, stages: PathBuf) -> Result<(Capturer, Packets)> {
         let mut loader = EbpfLoader::new();
-        in_place::pin_others(&mut loader, &self.pins);
         loader.map_pin_path(maps::STAGES, &stages);
         let object = match self.hook {
             Hook::Xdp => OBJECT,
             Hook::Tc => TC_OBJECT,
         };
-        let mut bpf = loader.load(object).map_err(|error| match error {
+        let mut bpf = in_place::load(&mut loader, object, &self.pins, |error| match error {
             EbpfError::MapError(error) => DatapathError::bpf("open the maps to capture in", error),
             error => DatapathError::bpf("load the programs that capture", error),
         })?;
-        in_place::adopt(&bpf, &self.pins)?;
         let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM, capture::PROGRAM];
         let mut table = load::load_stages(&mut bpf, self.hook, &others, None)?;
         let last = (maps::stage::CAPTURED, capture::PROGRAM);

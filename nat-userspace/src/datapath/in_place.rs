@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfError, EbpfLoader,
     maps::{Array, Map, MapData, MapError},
 };
 use nat_common::maps;
@@ -18,11 +18,20 @@ use super::{
     tables::Kern,
 };
 
-/// Has the loader pin, or open, the maps that outlive a process. Those of one value it makes anew: see [`adopt`].
-pub(super) fn pin_others(loader: &mut EbpfLoader<'_>, pins: &PinDirectory) {
+/// Loads an object over the maps that outlive a process: those that are pinned, else new ones, which it pins.
+/// `refused` says what could not be done.
+pub(super) fn load(
+    loader: &mut EbpfLoader<'_>,
+    object: &[u8],
+    pins: &PinDirectory,
+    refused: impl FnOnce(EbpfError) -> DatapathError,
+) -> Result<Ebpf, DatapathError> {
     for map in PINNED.iter().filter(|map| !maps::is_in_place(map)) {
         loader.map_pin_path(map, pins.map(map));
     }
+    let bpf = loader.load(object).map_err(refused)?;
+    adopt(&bpf, pins)?;
+    Ok(bpf)
 }
 
 /// Pins the maps of one value, or puts those in their place that are pinned. Before any program is loaded, which
@@ -30,7 +39,7 @@ pub(super) fn pin_others(loader: &mut EbpfLoader<'_>, pins: &PinDirectory) {
 ///
 /// The loader would do it, and write zeros into them, which is what such a map begins with: under the feet of
 /// the programs that run.
-pub(super) fn adopt(bpf: &Ebpf, pins: &PinDirectory) -> Result<(), DatapathError> {
+fn adopt(bpf: &Ebpf, pins: &PinDirectory) -> Result<(), DatapathError> {
     for map in PINNED.iter().filter(|map| maps::is_in_place(map)) {
         // An object has those that its programs use.
         let made = match bpf.map(map) {

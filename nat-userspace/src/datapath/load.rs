@@ -117,16 +117,14 @@ fn load_object(
     if let Some(layout) = &layout {
         layout.set(&mut loader);
     }
-    in_place::pin_others(&mut loader, pins);
     loader.map_pin_path(maps::STAGES, pins.stages(generation));
     for (map, capacity) in capacities.iter() {
         loader.map_max_entries(map, capacity);
     }
-    let mut bpf = loader.load(OBJECT).map_err(|error| match error {
+    let mut bpf = in_place::load(&mut loader, OBJECT, pins, |error| match error {
         EbpfError::MapError(error) => DatapathError::bpf("create the BPF maps", error),
         error => DatapathError::bpf("load the BPF object", error),
     })?;
-    in_place::adopt(&bpf, pins)?;
     if layout.is_some() {
         refused::attach(&mut bpf);
     }
@@ -164,12 +162,10 @@ pub(super) fn load_tc(
     verifier_log: Option<&Path>,
 ) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
-    in_place::pin_others(&mut loader, pins);
     loader.map_pin_path(maps::STAGES, pins.tc_stages(generation));
-    let mut bpf = loader
-        .load(TC_OBJECT)
-        .map_err(|error| DatapathError::bpf("load the BPF object for tc", error))?;
-    in_place::adopt(&bpf, pins)?;
+    let mut bpf = in_place::load(&mut loader, TC_OBJECT, pins, |error| {
+        DatapathError::bpf("load the BPF object for tc", error)
+    })?;
     let others = [maps::ENTRY_PROGRAM, maps::RETURN_PROGRAM];
     load_stages(&mut bpf, Hook::Tc, &others, verifier_log)?;
     Ok(bpf)

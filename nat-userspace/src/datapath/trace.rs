@@ -78,12 +78,10 @@ impl TracerSource {
             return Err(DatapathError::NoPrograms);
         }
         let mut loader = EbpfLoader::new();
-        in_place::pin_others(&mut loader, &self.pins);
-        let mut bpf = loader.load(OBJECT).map_err(|error| match error {
+        let mut bpf = in_place::load(&mut loader, OBJECT, &self.pins, |error| match error {
             EbpfError::MapError(error) => DatapathError::bpf("open the maps to trace in", error),
             error => DatapathError::bpf("load the programs that trace", error),
         })?;
-        in_place::adopt(&bpf, &self.pins)?;
         let stages = load::load_stages(&mut bpf, Hook::Xdp, &[maps::ENTRY_PROGRAM], None)?;
         Tracer::new(bpf, stages, &self.pins.path)
     }
