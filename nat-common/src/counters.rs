@@ -68,12 +68,16 @@ impl Counters {
         }
     }
 
+    #[inline(always)]
+    fn translated_by(&mut self, session_flags: u32) -> Option<&mut [u64; 2]> {
+        self.translated.get_mut((session_flags & u32::from(flags::OUTBOUND)) as usize)
+    }
+
     /// Counts a packet that the first look has translated by a session with these flags; without a branch,
     /// for which way the next packet goes is anyone's guess.
     #[inline(always)]
     pub fn translate(&mut self, session_flags: u32, bytes: u32) {
-        let outbound = (session_flags & u32::from(flags::OUTBOUND)) as usize;
-        if let Some([packets, total]) = self.translated.get_mut(outbound) {
+        if let Some([packets, total]) = self.translated_by(session_flags) {
             *packets = packets.wrapping_add(1);
             *total = total.wrapping_add(u64::from(bytes));
         }
@@ -82,8 +86,7 @@ impl Counters {
     /// The opposite, for a packet that could not be sent: it is counted again, as whatever became of it.
     #[inline(always)]
     pub fn take_back(&mut self, session_flags: u32, bytes: u32) {
-        let outbound = (session_flags & u32::from(flags::OUTBOUND)) as usize;
-        if let Some([packets, total]) = self.translated.get_mut(outbound) {
+        if let Some([packets, total]) = self.translated_by(session_flags) {
             *packets = packets.wrapping_sub(1);
             *total = total.wrapping_sub(u64::from(bytes));
         }

@@ -16,7 +16,7 @@ impl Atomics for Kernel {
     #[inline(always)]
     fn compare_exchange(cell: &Cell<u64>, old: u64, new: u64) -> bool {
         // SAFETY: `cell` is a live, aligned reference, and its type allows concurrent change.
-        unsafe { atomic_cxchg::<u64, RELAXED, RELAXED>(cell.as_ptr(), old, new).0 == old }
+        unsafe { atomic_cxchg::<u64, RELAXED, RELAXED>(cell.as_ptr(), old, new).1 }
     }
 
     #[inline(always)]

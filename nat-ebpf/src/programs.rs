@@ -110,13 +110,16 @@ fn forward(frame: &Frame, forwarded: Forwarded) -> Option<u32> {
     None
 }
 
-/// Counts a frame that the first look drops; floods are made of these.
+/// Counts a frame that the first look drops; floods are made of these. Called for each kind by itself, so that the
+/// compiler knows what is counted.
 #[inline(always)]
-fn discard(reason: DropReason, side: Side, bytes: u16) -> u32 {
-    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+fn discard(first: First) -> u32 {
+    if let Some(Step::Done(Outcome { verdict, side, bytes, .. })) = first.step()
+        && let Some(counters) = COUNTERS.get_ptr_mut(0)
+    {
         // SAFETY: the value is this CPU's own, and programs of one CPU do not nest.
         let counters = unsafe { &mut *counters };
-        count(counters, side, Verdict::Drop(reason), 1, u64::from(bytes), 0);
+        count(counters, side, verdict, 1, u64::from(bytes), 0);
     }
     XDP_DROP
 }
@@ -134,15 +137,14 @@ fn finish(frame: &Frame, outcome: Outcome) -> u32 {
                 Out::Slot(slot) => u32::from(slot),
                 _ => ingress_slot(frame),
             };
-            match EGRESS.redirect(slot, 0) {
-                Ok(_) => XDP_REDIRECT,
-                Err(_) => {
-                    verdict = Verdict::Drop(match verdict {
-                        Verdict::Held => DropReason::SlowPathUnavailable,
-                        _ => DropReason::EgressMissing,
-                    });
-                    XDP_DROP
-                }
+            if redirect(slot) {
+                XDP_REDIRECT
+            } else {
+                verdict = Verdict::Drop(match verdict {
+                    Verdict::Held => DropReason::SlowPathUnavailable,
+                    _ => DropReason::EgressMissing,
+                });
+                XDP_DROP
             }
         }
         Out::None => match verdict {
@@ -211,12 +213,8 @@ pub(crate) fn natgw(ctx: XdpContext) -> u32 {
             Some(action) => return action,
             None => forwarded.step(),
         },
-        First::Unsolicited(bytes) => {
-            return discard(DropReason::Unsolicited, Side::Destination, bytes);
-        }
-        First::Refused(bytes) => {
-            return discard(DropReason::ErrorPortAllocation, Side::Source, bytes);
-        }
+        First::Unsolicited(bytes) => return discard(First::Unsolicited(bytes)),
+        First::Refused(bytes) => return discard(First::Refused(bytes)),
         First::New => {
             keep_origin(&frame);
             mode::goes_on(stage::BEGIN);
