@@ -116,7 +116,17 @@ impl Interface {
     /// What the first look wants to know of it.
     #[must_use]
     pub const fn link(&self) -> Link {
-        Link { ifindex: self.ifindex, role: self.role, realm: self.realm, zero: 0 }
+        let flags = if self.bounces() { link::BOUNCES } else { 0 };
+        Link { ifindex: self.ifindex, role: self.role, realm: self.realm, flags }
+    }
+
+    /// Whether what goes back where it came from takes `XDP_TX`. It does where one interface is both sides, which
+    /// needs that for every packet, unless its driver leaves such frames lying (see [`interface::NO_BOUNCE`]).
+    /// Elsewhere it is redirected like the rest.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bounces(&self) -> bool {
+        self.role == role::PRIVATE | role::PUBLIC && self.flags & interface::NO_BOUNCE == 0
     }
 }
 
@@ -131,7 +141,13 @@ pub struct Link {
     /// See [`role`].
     pub role: u8,
     pub realm: u8,
-    pub zero: u16,
+    /// See [`link`].
+    pub flags: u16,
+}
+
+pub mod link {
+    /// See [`Interface::bounces`](super::Interface::bounces).
+    pub const BOUNCES: u16 = 1;
 }
 
 pub mod interface {

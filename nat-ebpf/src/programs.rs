@@ -18,7 +18,6 @@ use nat_common::{
     env::{Clock as _, Packet, Tables as _},
     flow::FlowKey,
     maps::{INTERFACE_SLOTS, stage},
-    rules::{interface, role},
     stage::{
         Out, Outcome, ReapRequest, Side, Step, accept, begin, bind, classify, error, fast,
         fragment, hit,
@@ -67,15 +66,11 @@ fn ingress_slot(frame: &Frame) -> u32 {
     frame.ingress() & (INTERFACE_SLOTS - 1)
 }
 
-/// Whether what goes back where it came from takes `XDP_TX`. It does where one interface is both
-/// sides, which needs that for every packet, unless its driver leaves such frames lying (see
-/// `interface::NO_BOUNCE`). Elsewhere it is redirected like the rest.
+/// Whether what goes back where it came from takes `XDP_TX`; what the daemon has returned did not come by there.
 #[inline(always)]
 fn bounces(frame: &Frame) -> bool {
     frame.returned == 0
-        && Kernel::OUTSIDE.interface_in(ingress_slot(frame) as u16).is_some_and(|it| {
-            it.role == role::PRIVATE | role::PUBLIC && it.flags & interface::NO_BOUNCE == 0
-        })
+        && Kernel::OUTSIDE.interface_in(ingress_slot(frame) as u16).is_some_and(|it| it.bounces())
 }
 
 /// [`DevMap::redirect`](aya_ebpf::maps::DevMap::redirect) in fewer instructions.
@@ -92,12 +87,12 @@ fn redirect(slot: u32) -> bool {
 /// mitigations of speculative execution), and what comes before it does not.
 #[inline(always)]
 fn forward(frame: &Frame, forwarded: Forwarded) -> Option<u32> {
-    let Forwarded { bytes, slot, flags } = forwarded;
+    let Forwarded { bytes, slot, flags, .. } = forwarded;
     if let Some(counters) = COUNTERS.get_ptr_mut(0) {
         // SAFETY: the value is this CPU's own, and programs of one CPU do not nest.
         unsafe { &mut *counters }.translate(flags, bytes);
     }
-    if slot == ingress_slot(frame) && bounces(frame) {
+    if forwarded.bounces(ingress_slot(frame)) {
         return Some(XDP_TX);
     }
     if redirect(slot) {

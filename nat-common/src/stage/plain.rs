@@ -19,7 +19,7 @@ use crate::{
     net::{Ip4, proto},
     parse::tcp_flags,
     refusal,
-    rules::{Control, address, control, pool, role},
+    rules::{Control, Link, address, control, link, pool, role},
     session::State,
     sieve,
     stage::{Side, Step, direction},
@@ -37,6 +37,8 @@ pub struct Forwarded {
     pub slot: u32,
     /// Of the session; they say which way it goes.
     pub flags: u32,
+    /// Of the link that it came by.
+    pub link: u32,
 }
 
 impl Forwarded {
@@ -44,6 +46,14 @@ impl Forwarded {
     pub const fn step(self) -> Step {
         let (verdict, side) = direction(self.flags as u8);
         Step::sent(verdict, side, self.bytes as u16, self.slot as u16)
+    }
+
+    /// Whether it goes back (`XDP_TX`) by the interface in this slot, by which it came.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bounces(self, ingress: u32) -> bool {
+        // In this order: the first is the same for all packets of most gateways.
+        self.link & link::BOUNCES as u32 != 0 && self.slot == ingress
     }
 }
 
@@ -226,7 +236,7 @@ fn look<E: Env, H: Headers>(
     // First, for it is small: what has no session would find neither slot nor bucket warm.
     let known = sieve::may_have(env, &place, control.sieve_mask);
     if known && let Some(slot) = cache::find_near(env, &place) {
-        return translate(env, control, headers, &place, slot, bytes);
+        return translate(env, control, headers, &place, slot, bytes, link);
     }
     if link.role != role::PUBLIC {
         let new = headers.is_first() && (!known || env.session(&place.key()).is_none());
@@ -258,6 +268,7 @@ fn translate<E: Env, H: Headers>(
     place: &Place,
     slot: &Slot,
     bytes: u16,
+    link: Link,
 ) -> Option<First> {
     let now = env.now();
     let entry = slot.entry(place, control.current_epoch(now))?;
@@ -273,17 +284,21 @@ fn translate<E: Env, H: Headers>(
     if now != entry.seen() && now.wrapping_sub(entry.seen()) > limit {
         return None;
     }
-    let (slot_out, macs) = (hop.slot(), hop.macs());
-    headers.adjust(entry.delta());
+    // What the checksums need of the ends is at hand when these have been written.
     let plain = headers.plain();
-    plain.macs = macs;
+    plain.macs = hop.macs();
     plain.ttl = plain.ttl.wrapping_sub(1);
-    plain.checksum = entry.address_delta().plus(TTL).apply_once(plain.checksum);
     plain.addresses = entry.addresses();
     plain.ports = entry.ports();
+    plain.checksum = entry.address_delta().plus(TTL).apply_once(plain.checksum);
+    headers.adjust(entry.delta());
     slot.take::<E>(&entry, now, 1, u32::from(bytes));
-    let (slot, flags) = (u32::from(slot_out), u32::from(entry.flags()));
-    Some(First::Forwarded(Forwarded { bytes: u32::from(bytes), slot, flags }))
+    Some(First::Forwarded(Forwarded {
+        bytes: u32::from(bytes),
+        slot: u32::from(hop.slot()),
+        flags: u32::from(entry.flags()),
+        link: u32::from(link.flags),
+    }))
 }
 
 /// Whether a packet from outside to this address can be wanted by its session only: it has no forwards, is
