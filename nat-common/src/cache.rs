@@ -10,7 +10,7 @@
 //! Any CPU may use any slot. A reader takes a copy and believes it only if its check, a hash over the
 //! key and everything that is derived from it, is right; so it never acts on a slot that another CPU
 //! is writing. What is added to a slot is added atomically; a packet that is counted in the very moment in
-//! which another flow takes the slot counts for that one, nothing is lost.
+//! which another flow takes the slot counts for that one, nothing is lost (tests/tests/prog_parallel.rs).
 //!
 //! Flows that the slot has no words for go by their sessions: those between two private hosts (both ends are
 //! replaced), and those of protocols other than UDP, TCP and ICMP.

@@ -255,12 +255,12 @@ impl Session {
         self.flags & flags::OUTBOUND != 0
     }
 
-    /// Counts what was sent. Not an atomic addition: one direction of a flow is steered to one CPU,
-    /// and the exact sums are those of the per-CPU counters.
+    /// Counts what was sent. Atomically, although one direction of a flow is mostly steered to one CPU: the daemon
+    /// may add what the flow cache has taken at the same moment.
     #[inline(always)]
-    pub fn count(&self, packets: u32, bytes: u32) {
-        self.packets.set(self.packets.get().wrapping_add(packets as u64));
-        self.bytes.set(self.bytes.get().wrapping_add(bytes as u64));
+    pub fn count<A: Atomics>(&self, packets: u32, bytes: u32) {
+        A::add(&self.packets, packets.into());
+        A::add(&self.bytes, bytes.into());
     }
 }
 

@@ -322,14 +322,18 @@ impl Slot {
     /// Gives what the slot has taken to the session of whoever has it.
     #[inline(always)]
     pub fn settle_whose<E: Env>(&self, env: &E) {
+        if self.tally.get() & TAKEN == 0 {
+            return;
+        }
         let its = self.terms.get();
-        if self.tally.get() & TAKEN != 0 {
-            let (protocol, _) = protocol_of(its & terms::PROTOCOL);
-            let tuple = tuple_of(self.addresses.get(), self.ends.get() as u32);
-            match env.session(&FlowKey::new(tuple, protocol, 0)) {
-                Some(session) => self.settle::<E>(session),
-                None => _ = E::and(&self.tally, !TAKEN),
-            }
+        let (protocol, _) = protocol_of(its & terms::PROTOCOL);
+        let tuple = tuple_of(self.addresses.get(), self.ends.get() as u32);
+        if let Some(session) = env.session(&FlowKey::new(tuple, protocol, 0)) {
+            self.settle::<E>(session);
+        } else if protocol != 0 && E::or(&self.terms, 0) == its {
+            // Nobody's any more. Else it is being written, and what was read is part of one key and part of
+            // another: then it counts for the flow that gets it.
+            E::and(&self.tally, !TAKEN);
         }
     }
 

@@ -161,7 +161,7 @@ pub fn session<P: Packet, E: Env>(packet: &mut P, env: &E, parsed: &Parsed, key:
         Ok(step) => {
             if let Some(entry) = env.session(key) {
                 let (packets, bytes) = parsed.weight(packet);
-                entry.count(packets, bytes);
+                entry.count::<E>(packets, bytes);
             }
             step
         }

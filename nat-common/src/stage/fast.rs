@@ -145,7 +145,7 @@ fn established<P: Packet, E: Env>(
     let hop = NextHop(session.next_hop.get());
     let step = translate_and_send(packet, env, parsed, &rewrite, hop, session.flags)?;
     let (packets, bytes) = parsed.weight(packet);
-    session.count(packets, bytes);
+    session.count::<E>(packets, bytes);
     Some(step)
 }
 
