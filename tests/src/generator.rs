@@ -18,6 +18,15 @@ const BRANCH: Ip4 = Ip4::new([172, 16, 0, 1]);
 const STRANGER: Ip4 = Ip4::new([172, 20, 0, 1]);
 const MULTICAST: Ip4 = Ip4::new([224, 0, 0, 251]);
 
+/// One pool for all hosts; `pool` is more lines of it.
+#[must_use]
+pub fn one_pool(pool: &str) -> String {
+    format!(
+        "[[pool]]\nname = \"a\"\naddresses = [\"{POOL}\"]\n{pool}\n\
+         [[snat]]\nsource = [\"10.0.0.0/8\"]\npool = \"a\"\n"
+    )
+}
+
 /// The rules that the frames are made for; `pool` is more lines of the pool.
 #[must_use]
 pub fn rules(pool: &str) -> String {

@@ -25,6 +25,10 @@ use nat_userspace::{
         AttachMode, Datapath, DatapathError, OpenOptions, RunResult, detach_all, ticks_per_second,
     },
 };
+use nix::{
+    sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare},
+    unistd::Pid,
+};
 
 const NAME: &str = "test";
 
@@ -88,9 +92,9 @@ impl Kernel {
     /// Where this is not root, or the kernel refuses something.
     pub fn start(arms: Arms, gateway: &str, rules: &str, sessions: u32) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .context("a network namespace; run as root")?;
-        stay_on_this_cpu()?;
+        unshare(CloneFlags::CLONE_NEWNET).context("a network namespace; run as root")?;
+        // Some limits are counted by each CPU for itself.
+        stay_on(sched_getcpu()?)?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let bpf_dir = format!("/sys/fs/bpf/natgw-kernel-{}-{number}", std::process::id());
         let pins = Pins(PathBuf::from(bpf_dir));
@@ -286,17 +290,12 @@ fn ip(arguments: &str) -> Result<()> {
     Ok(())
 }
 
-/// Some limits are counted by each CPU for itself.
-fn stay_on_this_cpu() -> Result<()> {
-    // SAFETY: the set is plain bits, live, and as long as said; 0 is this thread.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(usize::try_from(libc::sched_getcpu())?, &mut set);
-        ensure!(
-            libc::sched_setaffinity(0, size_of_val(&set), &raw const set) == 0,
-            "{}",
-            std::io::Error::last_os_error()
-        );
-    }
-    Ok(())
+/// Keeps this thread on a processor.
+///
+/// # Errors
+/// Where there is none with this number.
+pub fn stay_on(processor: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(processor)?;
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("stay on CPU {processor}"))
 }

@@ -13,7 +13,7 @@ use nat_common::{
     stage::request,
 };
 use nat_tests::{
-    generator::{POOL, REMOTE},
+    generator::{REMOTE, one_pool},
     kernel::{Arms, Kernel, action},
 };
 use nat_userspace::datapath::Fit;
@@ -26,11 +26,7 @@ const MANY: u32 = 16_400;
 const BUSY: u32 = 50;
 
 fn kernel() -> Result<Kernel> {
-    let rules = format!(
-        "[[pool]]\nname = \"a\"\naddresses = [\"{POOL}\"]\n\
-         [[snat]]\nsource = [\"10.0.0.0/8\"]\npool = \"a\"\n"
-    );
-    Kernel::start(Arms::Two, "", &rules, CAPACITY)
+    Kernel::start(Arms::Two, "", &one_pool(""), CAPACITY)
 }
 
 /// All from different hosts, towards one remote endpoint.

@@ -11,18 +11,14 @@ use nat_common::{
     verdict::DropReason,
 };
 use nat_tests::{
-    generator::{OTHER_REMOTE, POOL, REMOTE},
+    generator::{OTHER_REMOTE, POOL, REMOTE, one_pool},
     kernel::{Arms, HOST, Kernel, action},
 };
 use nat_userspace::controller::Step;
 
 /// One pool; `more` are its further lines.
 fn kernel(more: &str, gateway: &str, sessions: u32) -> Result<Kernel> {
-    let rules = format!(
-        "[[pool]]\nname = \"a\"\naddresses = [\"{POOL}\"]\n{more}\n\
-         [[snat]]\nsource = [\"10.0.0.0/8\"]\npool = \"a\"\n"
-    );
-    Kernel::start(Arms::Two, gateway, &rules, sessions)
+    Kernel::start(Arms::Two, gateway, &one_pool(more), sessions)
 }
 
 /// A private host by its number.

@@ -9,43 +9,40 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Error, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use nat_common::{
     cache::{Place, SlotImage},
     flow::{FlowKey, Tuple},
-    host::packet::{Packet, Seen, seen},
+    host::packet::{Packet, Seen, try_seen},
     maps,
     net::{Ip4, Port, proto},
     stage::request,
 };
 use nat_tests::{
-    generator::{POOL, REMOTE},
-    kernel::{Arms, HOST, Kernel, OTHER_HOST, ROUTER, action, mac_of},
+    frames::Random,
+    generator::{POOL, REMOTE, one_pool},
+    kernel::{Arms, HOST, Kernel, OTHER_HOST, ROUTER, action, mac_of, stay_on},
 };
 use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity},
     unistd::Pid,
 };
 
 /// The fewest that a cache may have: one page of them.
 const SLOTS: u32 = 128;
 /// Each with two flows, one for each direction.
-const SESSIONS: u32 = 300;
+const SESSIONS: usize = 300;
 /// Behind these: sessions that are ended again and again.
-const SHORT: u32 = 40;
+const SHORT: usize = 40;
 /// Of the lasting ones, those that have half of all packets: both processors are in their slots all the time.
-const HOT: u32 = 2;
+const HOT: usize = 2;
 /// Bytes of a packet, and of what it carries.
 const BYTES: u64 = 20 + 8 + DATA as u64;
 const DATA: usize = 30;
 
 fn kernel() -> Result<Kernel> {
-    let rules = format!(
-        "[[pool]]\nname = \"a\"\naddresses = [\"{POOL}\"]\n\
-         [[snat]]\nsource = [\"10.0.0.0/8\"]\npool = \"a\"\n"
-    );
-    let mut kernel = Kernel::start(Arms::Two, "", &rules, 2_000)?;
+    let mut kernel = Kernel::start(Arms::Two, "", &one_pool(""), 2_000)?;
     let mut control = kernel.datapath.control()?;
     control.cache.slots = SLOTS;
     kernel.datapath.set_control(&control)?;
@@ -53,51 +50,39 @@ fn kernel() -> Result<Kernel> {
 }
 
 /// The private endpoint of a session.
-fn endpoint(number: u32) -> (Ip4, u16) {
+fn endpoint(number: usize) -> (Ip4, u16) {
     let host = if number.is_multiple_of(2) { HOST } else { OTHER_HOST };
     (host, 5000 + u16::try_from(number).expect("few"))
 }
 
-fn key(number: u32) -> FlowKey {
+fn key(number: usize) -> FlowKey {
     let (src, port) = endpoint(number);
     let (sport, dport) = (Port::new(port), Port::new(53));
     FlowKey::new(Tuple { src, dst: REMOTE, sport, dport }, proto::UDP, 0)
 }
 
 /// Sends a packet of this session out, which must leave from the public address.
-fn send(kernel: &Kernel, number: u32) -> Result<Seen> {
+fn send(kernel: &Kernel, number: usize) -> Result<Seen> {
     let packet = Packet { data: vec![7; DATA], ..Packet::udp(endpoint(number), (REMOTE, 53)) };
     let run = kernel.receive(kernel.inside, &packet.frame())?;
     ensure!(run.action == action::REDIRECT, "session {number}: action {}", run.action);
     // Its checksums and lengths are looked at there.
-    let seen = seen(&run.frame);
+    let seen = try_seen(&run.frame).map_err(Error::msg)?;
     ensure!((seen.src, seen.dst, seen.dport) == (POOL, REMOTE, 53), "session {number}: {seen:?}");
     ensure!(seen.ttl == packet.ttl - 1 && seen.to == mac_of(ROUTER), "session {number}: {seen:?}");
     Ok(seen)
 }
 
 /// Sends the answer to this port, which must reach the host of this session.
-fn answer(kernel: &Kernel, number: u32, port: u16) -> Result<()> {
+fn answer(kernel: &Kernel, number: usize, port: u16) -> Result<()> {
     let packet = Packet { data: vec![7; DATA], ..Packet::udp((REMOTE, 53), (POOL, port)) };
     let run = kernel.receive(kernel.outside, &packet.frame())?;
     ensure!(run.action == action::REDIRECT, "answer {number}: action {}", run.action);
-    let seen = seen(&run.frame);
+    let seen = try_seen(&run.frame).map_err(Error::msg)?;
     let ends = ((seen.src, seen.sport), (seen.dst, seen.dport));
     ensure!(ends == ((REMOTE, 53), endpoint(number)), "answer {number}: {seen:?}");
     ensure!(seen.to == mac_of(seen.dst), "answer {number}: {seen:?}");
     Ok(())
-}
-
-/// Numbers without an order (xorshift).
-struct Random(u32);
-
-impl Random {
-    fn below(&mut self, limit: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 17;
-        self.0 ^= self.0 << 5;
-        self.0 % limit
-    }
 }
 
 /// All that one processor does, until it has sent so many packets and it is enough. Returns how many it has sent.
@@ -107,15 +92,15 @@ fn traffic(
     ports: &[u16],
     packets: u64,
     enough: &AtomicBool,
-    seed: u32,
+    seed: u64,
 ) -> Result<u64> {
     let mut random = Random(seed);
     let mut sent = 0;
     while sent < packets || !enough.load(Relaxed) {
         sent += 1;
-        let among = [HOT, SESSIONS + SHORT][random.below(2) as usize];
+        let among = [HOT, SESSIONS + SHORT][random.below(2)];
         let number = random.below(among);
-        let port = ports.get(number as usize);
+        let port = ports.get(number);
         if let (Some(port), 0) = (port, random.below(2)) {
             answer(kernel, number, *port)?;
             continue;
@@ -155,12 +140,6 @@ fn processors() -> Result<[usize; 2]> {
     two.map(|(one, other)| [one, other]).context("this needs two processors")
 }
 
-fn stay_on(processor: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(processor)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
-}
-
 /// So many packets or more on each of two processors, while `third` is done again and again, which says whether
 /// that is enough. The gateway after it, and how many were sent.
 fn race(
@@ -196,21 +175,23 @@ fn race(
                 let stays = stay_on(processor);
                 start.wait();
                 stays?;
-                traffic(kernel, ports, packets, enough, 1 + processor as u32)
+                traffic(kernel, ports, packets, enough, processor as u64)
             })
         });
-        let results = threads.map(|thread| thread.join().expect("no panic"));
+        let results = threads.map(thread::ScopedJoinHandle::join);
+        // Before anything is made of them: it would be done for ever.
         over.store(true, Relaxed);
-        results.into_iter().chain([third.join().expect("no panic")]).sum()
+        let results = results.into_iter().chain([third.join()]);
+        results.map(|result| result.expect("no panic")).sum()
     })?;
     // And the first of each lasting session.
-    Ok((kernel, sent + u64::from(SESSIONS)))
+    Ok((kernel, sent + SESSIONS as u64))
 }
 
 /// Settles what a hot session may have slots in, or takes them away.
 fn disturb(kernel: &Kernel, random: &mut Random) -> Result<()> {
     let place = Place::of(&key(random.below(HOT)), &kernel.datapath.control()?);
-    let op = [request::SETTLE, request::VACATE][random.below(2) as usize];
+    let op = [request::SETTLE, request::VACATE][random.below(2)];
     kernel.datapath.reap(op, &place.ways().map(request::slot))?;
     Ok(())
 }
@@ -221,6 +202,9 @@ fn two_processors_in_one_cache_translate_every_packet_rightly_and_count_each_onc
     // What is not atomic is noticed by every other run of so many.
     let (kernel, sent) = race(150_000, |kernel, random| disturb(kernel, random).map(|()| true))?;
     assert_eq!(counted(&kernel)?, (sent, sent * BYTES));
+    let counters = kernel.counters()?;
+    let out = counters.packets_out_to_destination + counters.packets_out_to_source;
+    assert_eq!(out, sent);
     Ok(())
 }
 
@@ -231,7 +215,7 @@ fn sessions_that_end_in_the_midst_of_it_begin_anew_and_leave_the_others_alone() 
         let short = key(SESSIONS + random.below(SHORT));
         kernel.datapath.reap(request::END, &[short])?;
         disturb(kernel, random)?;
-        Ok(kernel.counters()?.sessions_ended > u64::from(5 * SHORT))
+        Ok(kernel.counters()?.sessions_ended > 5 * SHORT as u64)
     })?;
     let keys: Vec<_> = kernel.sessions()?.into_iter().map(|(key, _)| key).collect();
     kernel.sieve_agrees(keys.iter())
