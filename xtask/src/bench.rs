@@ -18,6 +18,7 @@ mod expiry;
 mod figures;
 mod goodput;
 mod hostile;
+mod kind;
 mod latency;
 mod line;
 mod load;

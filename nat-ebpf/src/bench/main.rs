@@ -1,11 +1,12 @@
-//! Programs of `cargo xtask bench`: generator, bare redirection, sink, and the wrapper that
-//! measures a translator alone. None of them is part of the product.
+//! Programs of `cargo xtask bench`: generator, sink, the wrapper that measures a translator alone, and the
+//! least that a translator can do ([`floors`]). None of them is part of the product.
 //!
 //! Structures and numbers are shared with `xtask/src/bench/load.rs`, which cannot import this
 //! crate; where the sizes differ, its access to the map fails.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(clippy::needless_pass_by_value, reason = "the signature that aya's macros call")]
 
+mod floors;
 mod frame;
 #[cfg(target_arch = "bpf")]
 #[path = "../runtime.rs"]
@@ -48,7 +49,7 @@ struct Settings {
     service_only: u32,
     /// Not 0: the sink recomputes the checksums of every frame.
     verify: u32,
-    /// Lines of [`LINES`], a power of two.
+    /// Lines of memory that [`floors`] look at, a power of two.
     lines: u32,
 }
 
@@ -67,11 +68,6 @@ struct Lane {
     /// The flow of the next frame of the second kind.
     second_next: u32,
 }
-
-/// One cache line.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Line([u64; 8]);
 
 /// In which order flows are taken; every other number: uniformly random.
 mod order {
@@ -102,16 +98,9 @@ static ARRIVALS: PerCpuArray<Arrivals> = PerCpuArray::with_max_entries(1, 0);
 /// Where generated frames enter the network: the private endpoint's interface, the remote one's.
 #[map]
 static GENERATOR_PORT: DevMap = DevMap::with_max_entries(2, 0);
-/// Where bare redirection sends: the gateway's other interface.
-#[map]
-static FLOOR_PORT: DevMap = DevMap::with_max_entries(1, 0);
 /// The translator that `rebuild` calls.
 #[map]
 static CALLEE: ProgramArray = ProgramArray::with_max_entries(1, 0);
-
-/// What `touch` touches; as many as the bench asks for when it loads the object.
-#[map]
-static LINES: Array<Line> = Array::with_max_entries(1, 0);
 
 impl Lane {
     #[inline(always)]
@@ -188,25 +177,6 @@ fn generate(ctx: XdpContext) -> u32 {
     }
 }
 
-/// The least that a gateway in XDP can do: new MAC addresses, and out of the other interface.
-///
-/// Declared `frags` like a gateway for jumbo frames, so that `rebuild` can call it too.
-#[xdp(frags)]
-fn floor(ctx: XdpContext) -> u32 {
-    let (data, data_end) = (ctx.data(), ctx.data_end());
-    let Some(settings) = SETTINGS.get(0) else { return xdp_action::XDP_ABORTED };
-    if data + 14 > data_end {
-        return xdp_action::XDP_PASS;
-    }
-    // SAFETY: the two addresses end at byte 12, inside the packet as checked above.
-    unsafe {
-        *(data as *mut u32) = settings.floor_ethernet[0];
-        *((data + 4) as *mut u32) = settings.floor_ethernet[1];
-        *((data + 8) as *mut u32) = settings.floor_ethernet[2];
-    }
-    FLOOR_PORT.redirect(0, 0).unwrap_or(xdp_action::XDP_ABORTED)
-}
-
 #[inline(always)]
 fn arrive(data: usize, data_end: usize) {
     let (Some(settings), Some(arrivals)) = (SETTINGS.get(0), ARRIVALS.get_ptr_mut(0)) else {
@@ -260,43 +230,6 @@ fn rebuild(ctx: XdpContext) -> u32 {
     // SAFETY: nothing on the stack needs dropping.
     unsafe { CALLEE.tail_call(&ctx, 0) };
     xdp_action::XDP_ABORTED
-}
-
-/// A translator that does nothing: what `rebuild` and the tail call cost by themselves.
-#[xdp(frags)]
-fn stub(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_REDIRECT
-}
-
-/// The line of a packet's flow, by its addresses and ports.
-#[inline(always)]
-fn line(ctx: &XdpContext) -> Option<*mut Line> {
-    let (data, data_end) = (ctx.data(), ctx.data_end());
-    let settings = SETTINGS.get(0)?;
-    if data + frame::HEADERS_LENGTH > data_end {
-        return None;
-    }
-    // SAFETY: inside the headers, checked above.
-    let (source, destination, ports) = unsafe {
-        (
-            u64::from(*((data + 26) as *const u32)),
-            u64::from(*((data + 30) as *const u32)),
-            u64::from(*((data + 34) as *const u32)),
-        )
-    };
-    let low = (source | destination << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mixed = (low ^ low >> 32).wrapping_add(ports).wrapping_mul(0xbb67_ae85_84ca_a73b);
-    LINES.get_ptr_mut((mixed >> 32) as u32 & settings.lines.wrapping_sub(1))
-}
-
-/// The least that a translator with something to remember of each flow can do.
-#[xdp(frags)]
-fn touch(ctx: XdpContext) -> u32 {
-    let Some(line) = line(&ctx) else { return xdp_action::XDP_ABORTED };
-    // SAFETY: one CPU runs this, and nothing else uses the map.
-    let words = unsafe { &mut (*line).0 };
-    words[7] = words[7].wrapping_add(words[0] + 1);
-    xdp_action::XDP_REDIRECT
 }
 
 /// So that the host's lints read this file; there is nothing to run.

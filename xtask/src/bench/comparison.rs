@@ -4,9 +4,10 @@ use anyhow::Result;
 
 use super::{
     context::Context,
+    kind::Kind,
     report::{Report, Row},
     spread::Spread,
-    subject::{Kind, Sample, Subject},
+    subject::{Sample, Subject},
 };
 use crate::interrupt;
 

@@ -4,12 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 
-use super::{
-    context::Context,
-    natgw::Natgw,
-    subject::{Kind, start_nft},
-    topology::Topology,
-};
+use super::{context::Context, kind::Kind, natgw::Natgw, subject::start_nft, topology::Topology};
 use crate::interrupt;
 
 /// Address of the host that is served.

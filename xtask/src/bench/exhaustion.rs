@@ -6,15 +6,16 @@ use anyhow::Result;
 use super::{
     comparison::{Comparison, available},
     context::Context,
+    kind::Kind,
     load::{Order, Traffic},
     paths::{Caller, XDP_DROP, XDP_REDIRECT, attached},
     report::{Report, Row},
     spread::Spread,
-    subject::{Kind, Subject},
+    subject::Subject,
 };
 use crate::interrupt;
 
-const KINDS: [Kind; 2] = [Kind::NatgwNative, Kind::NftXdpSink];
+const KINDS: [Kind; 3] = [Kind::EntriesFloor, Kind::NatgwNative, Kind::NftXdpSink];
 /// 1024 to 65535: what both give out.
 const PORTS: u32 = 64_512;
 
@@ -92,6 +93,10 @@ pub(super) fn measure(context: &Context, report: &mut Report) -> Result<()> {
             subject.use_round(1 + u32::try_from(turn)?);
             let mut sent = 0;
             for (level, series) in LEVELS.iter().zip(&mut series) {
+                if level.in_use == PORTS && subject.kind == Kind::EntriesFloor {
+                    // It has no ports that could be used up.
+                    continue;
+                }
                 fill(subject, sent, level.in_use)?;
                 sent = sent.max(level.in_use);
                 subject.prepare(Traffic::UdpToOne, sent, level.attempts, Order::Sequential)?;
@@ -135,6 +140,7 @@ fn conclude(report: &mut Report, level: &Level, comparison: &Comparison) {
     }
     if let Some(figure) = level.cost {
         report.figure(figure, comparison.nanoseconds(natgw));
+        report.bound(figure, comparison.nanoseconds(Kind::EntriesFloor));
     }
 }
 

@@ -7,11 +7,12 @@ use anyhow::{Context as _, Result, ensure};
 use super::{
     comparison::calibrate,
     context::Context,
+    kind::Kind,
     load::{Order, Traffic},
     natgw::{Natgw, Sweep},
     report::{Report, Row},
     spread::Spread,
-    subject::{Kind, Subject},
+    subject::Subject,
 };
 use crate::interrupt;
 

@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     context::Context,
     endpoints::{Endpoints, SERVER},
+    kind::Kind,
     report::{Report, Row},
     spread::Spread,
-    subject::Kind,
 };
 use crate::interrupt;
 

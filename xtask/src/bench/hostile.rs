@@ -6,10 +6,11 @@ use anyhow::Result;
 use super::{
     comparison::{Comparison, available, calibrate},
     context::Context,
+    kind::Kind,
     load::{Blend, Order, Traffic},
     report::{Report, Row},
     spread::Spread,
-    subject::{Kind, Subject},
+    subject::Subject,
 };
 use crate::interrupt;
 

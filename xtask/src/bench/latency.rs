@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result};
 use super::{
     context::{self, Context},
     endpoints::{Endpoints, SERVER},
+    kind::Kind,
     report::{Report, Row},
     spread::Spread,
-    subject::Kind,
 };
 use crate::interrupt;
 

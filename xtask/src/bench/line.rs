@@ -5,11 +5,12 @@ use anyhow::Result;
 
 use super::{
     context::Context,
-    load::{Blend, Load, Order, SHORT, Settings, Traffic},
+    kind::Kind,
+    load::{Blend, Load, Order, SHORT, Settings, Tables, Traffic},
     paths::{Caller, REPEAT, XDP_REDIRECT},
     report::{Chart, Point, Report},
     spread::Spread,
-    subject::{Kind, Subject},
+    subject::Subject,
 };
 use crate::interrupt;
 
@@ -20,7 +21,7 @@ pub(super) fn measure(
     flows: u32,
 ) -> Result<Option<Spread>> {
     let lines = (2 * flows).next_power_of_two();
-    let mut load = Load::with_lines(&context.object, lines)?;
+    let mut load = Load::new(&context.object, Tables { lines, entries: 0 })?;
     let blend = Blend::Half(Traffic::UdpIn);
     load.configure(Settings { lines, ..Settings::of(Traffic::UdpOut, blend, SHORT) })?;
     let subject = Subject::start(Kind::Floor, context, &[context.cpu], flows)?;

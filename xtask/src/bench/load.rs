@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunAttrs, TestRunOptions,
-    maps::{Array, DevMap, MapData, PerCpuArray, PerCpuValues, ProgramArray},
+    maps::{Array, DevMap, HashMap, MapData, PerCpuArray, PerCpuValues, ProgramArray},
     programs::{ProgramFd, SchedClassifier, TcAttachType, TestRun as _, Xdp, XdpMode},
     util::nr_cpus,
 };
@@ -124,6 +124,15 @@ pub(super) enum Order {
     Zipf = 2,
 }
 
+/// What the floors have to remember flows in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tables {
+    /// Lines of memory, a power of two.
+    pub lines: u32,
+    /// Entries of a hash map.
+    pub entries: u32,
+}
+
 /// The bench's programs in the kernel.
 pub(super) struct Load {
     ebpf: Ebpf,
@@ -134,16 +143,13 @@ pub(super) struct Load {
 }
 
 impl Load {
-    pub(super) fn new(object: &[u8]) -> Result<Self> {
-        Self::with_lines(object, 1)
-    }
-
-    /// With so many cache lines for the program `touch`.
-    pub(super) fn with_lines(object: &[u8], lines: u32) -> Result<Self> {
+    /// With what the floors need.
+    pub(super) fn new(object: &[u8], tables: Tables) -> Result<Self> {
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("LINES", lines);
+        loader.map_max_entries("LINES", tables.lines.max(1));
+        loader.map_max_entries("ENTRIES", tables.entries.max(1));
         let mut ebpf = loader.load(object).context("load the bench's BPF object")?;
-        for name in ["generate", "rebuild", "stub", "floor", "sink", "touch"] {
+        for name in ["generate", "rebuild", "stub", "floor", "sink", "touch", "recall", "enter"] {
             xdp(&mut ebpf, name)?.load().with_context(|| format!("load program {name}"))?;
         }
         classifier(&mut ebpf)?.load().context("load program sink_tc")?;
@@ -200,11 +206,24 @@ impl Load {
         self.port("GENERATOR_PORT", side, index)
     }
 
-    /// Attaches bare redirection to `interface`, to send out of interface `out`, both in the
+    /// Attaches the floor `program` to `interface`, to send out of interface `out`, both in the
     /// namespace this thread is in.
-    pub(super) fn attach_floor(&mut self, interface: &str, out: u32) -> Result<()> {
+    pub(super) fn attach_floor(&mut self, program: &str, interface: &str, out: u32) -> Result<()> {
         self.port("FLOOR_PORT", 0, out)?;
-        xdp(&mut self.ebpf, "floor")?.attach(interface, XdpMode::Driver).context("attach floor")?;
+        xdp(&mut self.ebpf, program)?
+            .attach(interface, XdpMode::Driver)
+            .with_context(|| format!("attach {program}"))?;
+        Ok(())
+    }
+
+    /// Empties the hash map that the floor `enter` fills.
+    pub(super) fn forget_entries(&mut self) -> Result<()> {
+        let map = self.ebpf.map_mut("ENTRIES").context("map ENTRIES")?;
+        let mut map = HashMap::<&mut MapData, [u32; 4], [u64; 8]>::try_from(map)?;
+        let keys = map.keys().collect::<Result<Vec<_>, _>>()?;
+        for key in keys {
+            map.remove(&key)?;
+        }
         Ok(())
     }
 

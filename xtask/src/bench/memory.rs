@@ -12,10 +12,11 @@ use aya::{maps::MapInfo, programs::loaded_programs};
 use super::{
     conntrack::Room,
     context::Context,
+    kind::Kind,
     load::Traffic,
     report::{Report, Row},
     spread::Spread,
-    subject::{Kind, Subject},
+    subject::Subject,
 };
 
 const CAPACITY: u32 = 1 << 20;

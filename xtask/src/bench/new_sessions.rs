@@ -5,12 +5,14 @@ use anyhow::Result;
 use super::{
     comparison::{Comparison, available},
     context::Context,
+    kind::Kind,
     load::{Order, Traffic},
     report::Report,
-    subject::{Kind, Subject},
+    subject::Subject,
 };
 
-const KINDS: [Kind; 3] = [Kind::NatgwNative, Kind::NftXdpSink, Kind::NftSkbSink];
+const KINDS: [Kind; 4] =
+    [Kind::EntriesFloor, Kind::NatgwNative, Kind::NftXdpSink, Kind::NftSkbSink];
 /// Sessions of one measurement: below netfilter's default limit of 262,144.
 const SESSIONS: u32 = 150_000;
 
@@ -40,6 +42,7 @@ pub(super) fn measure(context: &Context, report: &mut Report) -> Result<()> {
             })?;
         comparison.report(report, true);
         report.figure(figure, comparison.ratio_to_nft(Kind::NatgwNative));
+        report.bound(figure, comparison.ratio_to_nft(Kind::EntriesFloor));
     }
     Ok(())
 }

@@ -9,12 +9,13 @@ use aya::programs::{ProgramFd, loaded_programs};
 
 use super::{
     context::Context,
+    kind::Kind,
     line,
     load::{Blend, Load, Order, Traffic},
     namespace::{self, Namespace},
     report::{Chart, Point, Report, Row},
     spread::Spread,
-    subject::{Kind, Subject},
+    subject::Subject,
     topology::interface_index,
 };
 use crate::interrupt;
@@ -116,6 +117,9 @@ fn measure_among(
     let title = format!("{TITLE}, {flows} sessions");
     if let Some(bound) = line::measure(context, report, flows)? {
         push_value(report, &title, "floor: one line of memory a packet", bound);
+        if let Some(figure) = figure {
+            report.bound(figure, Some(bound));
+        }
     }
     let mut subject = Subject::start(Kind::NatgwNative, context, &[context.cpu], flows)?;
     // Two packets each way: established is what has had its first packets.

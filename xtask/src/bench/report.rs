@@ -74,6 +74,9 @@ pub(super) struct Report {
     pub environment: Environment,
     /// Those of [`FIGURES`] that were measured.
     pub figures: BTreeMap<String, Spread>,
+    /// The same of a program that does nothing but the one thing that no translator can do without.
+    #[serde(default)]
+    pub bounds: BTreeMap<String, Spread>,
     pub rows: Vec<Row>,
     pub points: Vec<Point>,
     pub skipped: Vec<Skipped>,
@@ -87,6 +90,14 @@ impl Report {
         debug_assert!(figures::find(name).is_some(), "no figure is called {name}");
         if let Some(value) = value {
             self.figures.insert(name.to_owned(), value);
+        }
+    }
+
+    /// Notes what bounds a figure on this machine; one of those that say by what.
+    pub(super) fn bound(&mut self, name: &str, value: Option<Spread>) {
+        if let Some(value) = value {
+            debug_assert!(figures::find(name).is_some_and(|figure| figure.bound.is_some()));
+            self.bounds.insert(name.to_owned(), value);
         }
     }
 

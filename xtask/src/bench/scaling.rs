@@ -5,10 +5,11 @@ use anyhow::Result;
 use super::{
     comparison::{Comparison, available},
     context::Context,
+    kind::Kind,
     load::{Order, Traffic},
     report::{Report, Row},
     spread::Spread,
-    subject::{Kind, Sample, Subject},
+    subject::{Sample, Subject},
 };
 
 const KINDS: [Kind; 3] = [Kind::Floor, Kind::NatgwNative, Kind::NftXdpSink];

@@ -1,99 +1,22 @@
 //! What is measured: each subject is a gateway in a topology of its own, all of them alive at
 //! once, so that repetitions can interleave.
 
-use std::{
-    net::Ipv4Addr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use serde::Serialize;
 
 use super::{
     conntrack,
     context::Context,
+    kind::Kind,
     load::{Arrivals, Blend, Load, Order, SHORT, Settings, Traffic},
-    natgw::{self, Natgw},
+    natgw::Natgw,
     topology::{GATEWAY_PUBLIC, Topology, interface_index},
 };
 use crate::interrupt;
 
 /// natgw's default capacity, kept while it suffices.
 const NATGW_CAPACITY: u32 = 1 << 20;
-
-/// A way through the gateway. The order is the order of the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Kind {
-    /// The generator drops its own frames: nothing is measured but it.
-    GeneratorAlone,
-    /// Bare XDP redirection: MAC addresses and out.
-    Floor,
-    /// The least that a gateway in XDP can do with what it does not let in: drop it.
-    DropFloor,
-    /// natgw, XDP in the driver.
-    NatgwNative,
-    /// natgw at the tc hook.
-    NatgwTc,
-    /// nftables masquerade, frames counted by an XDP program at the far end.
-    NftXdpSink,
-    /// nftables masquerade, frames counted by a tc program at the far end. Cheaper or dearer than
-    /// the XDP one by a few percent; ratios use whichever is faster.
-    NftSkbSink,
-}
-
-impl Kind {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::GeneratorAlone => "generator alone",
-            Self::Floor => "floor: bare XDP redirect",
-            Self::DropFloor => "floor: bare XDP drop",
-            Self::NatgwNative => "natgw, native XDP",
-            Self::NatgwTc => "natgw, tc",
-            Self::NftXdpSink => "nft masquerade, XDP sink",
-            Self::NftSkbSink => "nft masquerade, skb sink",
-        }
-    }
-
-    pub(super) fn is_nft(self) -> bool {
-        matches!(self, Self::NftXdpSink | Self::NftSkbSink)
-    }
-
-    /// Without the sink, which only the generator's frames need.
-    pub(super) fn name_of_path(self) -> &'static str {
-        if self.is_nft() { "nft masquerade" } else { self.name() }
-    }
-
-    /// natgw's `--xdp-mode`; none for the others.
-    pub(super) fn hook(self) -> Option<&'static str> {
-        match self {
-            Self::NatgwNative => Some("native"),
-            Self::NatgwTc => Some("tc"),
-            _ => None,
-        }
-    }
-
-    pub(super) fn tag(self) -> &'static str {
-        match self {
-            Self::GeneratorAlone => "gen",
-            Self::Floor => "floor",
-            Self::DropFloor => "drop",
-            Self::NatgwNative => "natgw",
-            Self::NatgwTc => "natgwtc",
-            Self::NftXdpSink => "nft",
-            Self::NftSkbSink => "nftskb",
-        }
-    }
-
-    /// Source address of translated packets; none where nothing is translated.
-    fn public(self) -> Option<Ipv4Addr> {
-        match self {
-            Self::GeneratorAlone | Self::Floor | Self::DropFloor => None,
-            Self::NatgwNative | Self::NatgwTc => Some(natgw::POOL),
-            Self::NftXdpSink | Self::NftSkbSink => Some(GATEWAY_PUBLIC),
-        }
-    }
-}
 
 /// One measurement.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +41,8 @@ pub(super) struct Subject {
     round: u32,
     /// Sessions for which natgw's flow cache has its size.
     fitted: u32,
+    /// Lines of memory that a floor has.
+    lines: u32,
 }
 
 impl Subject {
@@ -130,7 +55,7 @@ impl Subject {
         sessions: u32,
     ) -> Result<Self> {
         let capacity = sessions.next_power_of_two().max(NATGW_CAPACITY);
-        Self::start_with(kind, context, cpus, capacity)
+        Self::begin(kind, context, cpus, sessions, capacity)
     }
 
     /// The same with natgw's capacity as given.
@@ -140,9 +65,20 @@ impl Subject {
         cpus: &[usize],
         capacity: u32,
     ) -> Result<Self> {
+        Self::begin(kind, context, cpus, capacity, capacity)
+    }
+
+    fn begin(
+        kind: Kind,
+        context: &Context,
+        cpus: &[usize],
+        flows: u32,
+        capacity: u32,
+    ) -> Result<Self> {
         interrupt::check()?;
         let topology = Topology::build(kind.tag(), cpus.len())?;
-        let mut load = Load::new(&context.object)?;
+        let tables = kind.tables(flows, capacity);
+        let mut load = Load::new(&context.object, tables)?;
         let out = interface_index(&topology.gateway, "n1")?;
         {
             let _inside = topology.client.enter()?;
@@ -160,9 +96,9 @@ impl Subject {
         let mut natgw = None;
         match kind {
             Kind::GeneratorAlone => {}
-            Kind::Floor => {
+            Kind::Floor | Kind::LineFloor | Kind::EntriesFloor => {
                 let _inside = topology.gateway.enter()?;
-                load.attach_floor("n0", out)?;
+                load.attach_floor(kind.floor().unwrap_or_default(), "n0", out)?;
             }
             Kind::NftXdpSink | Kind::NftSkbSink => start_nft(&topology)?,
             Kind::DropFloor => {
@@ -185,6 +121,7 @@ impl Subject {
             length: SHORT,
             round: 0,
             fitted: 0,
+            lines: tables.lines,
         })
     }
 
@@ -242,6 +179,7 @@ impl Subject {
                 _ => 0,
             },
             service_only: u32::from(matches!(blend, Blend::Flood(..))),
+            lines: self.lines,
             ..Settings::of(traffic, blend, self.length)
         }
     }
@@ -376,6 +314,9 @@ impl Subject {
         if self.kind.is_nft() {
             let _inside = self.topology.gateway.enter()?;
             conntrack::flush()?;
+        }
+        if self.kind == Kind::EntriesFloor {
+            self.load.forget_entries()?;
         }
         self.fitted = 0;
         self.natgw.as_ref().map_or(Ok(()), Natgw::flush)

@@ -6,14 +6,21 @@ use super::{
     comparison::{Comparison, available, calibrate},
     conntrack::Room,
     context::Context,
+    kind::Kind,
     load::{FULL, Order, SHORT, Traffic},
     report::{Chart, Point, Report},
     scaling,
-    subject::{Kind, Subject},
+    subject::Subject,
 };
 
-const KINDS: [Kind; 5] =
-    [Kind::GeneratorAlone, Kind::Floor, Kind::NatgwNative, Kind::NftXdpSink, Kind::NftSkbSink];
+const KINDS: [Kind; 6] = [
+    Kind::GeneratorAlone,
+    Kind::Floor,
+    Kind::LineFloor,
+    Kind::NatgwNative,
+    Kind::NftXdpSink,
+    Kind::NftSkbSink,
+];
 /// Enough to touch every page and fill the caches.
 const PROBE: u32 = 200_000;
 
@@ -75,7 +82,10 @@ fn one_core(context: &Context, report: &mut Report, flows: u32, length: u32) -> 
             report.figure("pps_vs_nft_64b_1k", vs_nft);
             report.figure("pps_vs_floor_64b_1k", comparison.ratio(natgw, Kind::Floor));
         }
-        1_000_000 => report.figure("pps_vs_nft_64b_1m", vs_nft),
+        1_000_000 => {
+            report.figure("pps_vs_nft_64b_1m", vs_nft);
+            report.bound("pps_vs_nft_64b_1m", comparison.ratio_to_nft(Kind::LineFloor));
+        }
         _ => {}
     }
     Ok(())
