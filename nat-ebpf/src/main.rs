@@ -26,9 +26,13 @@ mod network;
 #[cfg(target_arch = "bpf")]
 mod programs;
 #[cfg(target_arch = "bpf")]
+mod reach;
+#[cfg(target_arch = "bpf")]
 mod refused;
 #[cfg(target_arch = "bpf")]
 mod runtime;
+#[cfg(target_arch = "bpf")]
+mod stages;
 #[cfg(target_arch = "bpf")]
 mod tables;
 

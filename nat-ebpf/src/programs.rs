@@ -14,18 +14,14 @@ use aya_ebpf::{
 };
 use nat_common::{
     agenda::Note,
-    answer,
     env::{Clock as _, Packet, Tables as _},
     flow::FlowKey,
     maps::{INTERFACE_SLOTS, stage},
     stage::{
-        Out, Outcome, ReapRequest, Side, Step, accept, begin, bind, classify, error, fast,
-        fragment, hit,
-        hold::{self, GivenUp, Returned},
-        inbound, open, open_busy,
+        Out, Outcome, ReapRequest, Side, Step, begin, fast, hold,
         plain::{self, First, Forwarded},
         reap::{self, Look},
-        request, seek, send, stateless, verify,
+        request,
     },
     verdict::{DropReason, Verdict},
 };
@@ -36,6 +32,7 @@ use crate::{
     guard,
     maps::{COUNTERS, EGRESS, HANDOFF, STAGES},
     mode::{self, Env},
+    stages::{every_stage, give_up, take_back},
     tables::Kernel,
 };
 
@@ -231,42 +228,20 @@ pub(crate) fn natgw_return(ctx: XdpContext) -> u32 {
     let env = Env::new(ctx.ctx.cast());
     let mut frame = Frame::new(ctx);
     match hold::unwrap(&mut frame) {
-        Ok(Returned { ingress, bits }) => {
-            frame.ingress = ingress;
-            frame.returned = bits;
-            mode::received(&frame);
-            let step = hold::resume(&mut frame, &env, bits);
+        Ok(returned) => {
+            let step = take_back(&mut frame, &env, returned);
             conclude(&frame, step, true)
         }
-        Err(GivenUp { reason, count }) => {
-            env.counters(|counters| {
-                counters.packets_released += u64::from(count);
-                counters.drop_some(reason, u64::from(count));
-            });
+        Err(given_up) => {
+            give_up(&env, given_up);
             XDP_DROP
         }
     }
 }
 
+every_stage!(stages);
+
 stages! {
-    natgw_hit = hit::run;
-    natgw_classify = classify::run;
-    natgw_open = open::run;
-    natgw_open_busy = open_busy::run;
-    natgw_inbound = inbound::run;
-    natgw_error = error::run;
-    natgw_fragment = fragment::run;
-    natgw_answer = answer::run;
-    natgw_stateless = stateless::run;
-    natgw_bind = bind::run;
-    natgw_join = bind::join;
-    natgw_accept = accept::run;
-    natgw_hold = hold::run;
-    natgw_verify = verify::run;
-    natgw_seek = seek::run;
-    natgw_send = send::run;
-    natgw_reclaim = seek::reclaim;
-    natgw_fast = fast::run;
     natgw_begin = begin::run;
 }
 

@@ -24,7 +24,11 @@ mod network;
 #[cfg(target_arch = "bpf")]
 mod programs;
 #[cfg(target_arch = "bpf")]
+mod reach;
+#[cfg(target_arch = "bpf")]
 mod runtime;
+#[cfg(target_arch = "bpf")]
+mod stages;
 #[cfg(target_arch = "bpf")]
 #[expect(dead_code, reason = "programs that see no packet are not among these")]
 mod tables;

@@ -31,8 +31,14 @@ mod network;
 #[cfg(target_arch = "bpf")]
 mod programs;
 #[cfg(target_arch = "bpf")]
+#[path = "../reach.rs"]
+mod reach;
+#[cfg(target_arch = "bpf")]
 #[path = "../runtime.rs"]
 mod runtime;
+#[cfg(target_arch = "bpf")]
+#[path = "../stages.rs"]
+mod stages;
 #[cfg(target_arch = "bpf")]
 #[path = "../tables.rs"]
 #[expect(dead_code, reason = "programs that see no packet are not among these")]

@@ -7,15 +7,10 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use nat_common::{
-    answer,
     env::Tables as _,
     maps::{INTERFACE_SLOTS, SENT_MARK},
     rules::role,
-    stage::{
-        Out, Outcome, Side, Step, accept, bind, classify, error, fast, fragment, hit,
-        hold::{self, GivenUp, Returned},
-        inbound, open, open_busy, seek, send, stateless, verify,
-    },
+    stage::{Out, Outcome, Side, Step, fast, hold},
     verdict::{DropReason, Verdict},
 };
 
@@ -24,6 +19,7 @@ use crate::{
     frame::Frame,
     maps::{COUNTERS, HANDOFF, INTERFACES, STAGES},
     mode::{self, Env},
+    stages::{every_stage, give_up, take_back},
     tables::Kernel,
 };
 
@@ -142,40 +138,15 @@ pub(crate) fn natgw_return(ctx: TcContext) -> i32 {
     let env = Env::new(ctx.skb.skb.cast());
     let mut frame = Frame::received(ctx);
     match hold::unwrap(&mut frame) {
-        Ok(Returned { ingress, bits }) => {
-            frame.ingress = ingress;
-            frame.returned = bits;
-            mode::received(&frame);
-            let step = hold::resume(&mut frame, &env, bits);
+        Ok(returned) => {
+            let step = take_back(&mut frame, &env, returned);
             conclude(&mut frame, step, true)
         }
-        Err(GivenUp { reason, count }) => {
-            env.counters(|counters| {
-                counters.packets_released += u64::from(count);
-                counters.drop_some(reason, u64::from(count));
-            });
+        Err(given_up) => {
+            give_up(&env, given_up);
             TC_ACT_SHOT
         }
     }
 }
 
-stages! {
-    natgw_hit = hit::run;
-    natgw_classify = classify::run;
-    natgw_open = open::run;
-    natgw_open_busy = open_busy::run;
-    natgw_inbound = inbound::run;
-    natgw_error = error::run;
-    natgw_fragment = fragment::run;
-    natgw_answer = answer::run;
-    natgw_stateless = stateless::run;
-    natgw_bind = bind::run;
-    natgw_join = bind::join;
-    natgw_accept = accept::run;
-    natgw_hold = hold::run;
-    natgw_verify = verify::run;
-    natgw_seek = seek::run;
-    natgw_send = send::run;
-    natgw_reclaim = seek::reclaim;
-    natgw_fast = fast::run;
-}
+every_stage!(stages);
