@@ -9,6 +9,7 @@ mod counters;
 mod details;
 pub mod instance;
 pub mod model;
+mod reply;
 pub mod schema;
 pub mod server;
 pub mod top;

@@ -9,16 +9,15 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::{Body, Bytes},
+    body::Bytes,
     extract::{Query, Request, State},
-    http::{Method, StatusCode, header},
+    http::{Method, StatusCode},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use futures::stream;
 use serde::Serialize;
-use tokio::{net::UnixListener, sync::mpsc, task::spawn_blocking};
+use tokio::{net::UnixListener, task::spawn_blocking};
 
 use super::{
     Control, ControlError,
@@ -27,6 +26,7 @@ use super::{
     model::{
         EipChange, ErrorReply, Flow, FlowCount, FlowFilter, Flushed, ForwardChange, ReloadRequest,
     },
+    reply::{self, Pieces, refusal},
     top::TopQuery,
     trace::TraceQuery,
 };
@@ -156,16 +156,6 @@ where
     }
 }
 
-pub(super) fn refusal(error: &ControlError) -> Response {
-    let status = match error {
-        ControlError::Refused(_) => StatusCode::CONFLICT,
-        ControlError::NotFound(_) => StatusCode::NOT_FOUND,
-        ControlError::WrongConfig(_) => StatusCode::UNPROCESSABLE_ENTITY,
-        ControlError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    (status, Json(ErrorReply { error: error.to_string() })).into_response()
-}
-
 async fn flows_count(control: Shared, Query(filter): Query<FlowFilter>) -> Response {
     call(control, move |control| Ok(FlowCount { count: control.count(&filter)? })).await
 }
@@ -176,40 +166,22 @@ async fn flows_flush(control: Shared, Query(filter): Query<FlowFilter>) -> Respo
 
 /// Bytes of JSON that are collected before they are sent.
 const CHUNK: usize = 64 * 1024;
-/// Chunks under way; a slow reader makes the walk over the table wait, not the daemon grow.
+/// Chunks under way.
 const CHUNKS: usize = 4;
 
 /// One JSON array, one session a line, sent while the table is still being read.
 async fn flows(State(control): Shared, Query(filter): Query<FlowFilter>) -> Response {
-    let (sender, mut chunks) = mpsc::channel::<Result<Bytes, ControlError>>(CHUNKS);
-    spawn_blocking(move || {
-        if let Err(error) = send_flows(control.as_ref(), &filter, &sender) {
-            // The reader may be gone; then nobody wants to know.
-            sender.blocking_send(Err(error)).unwrap_or_default();
-        }
-    });
-    // An error before the first chunk can still be told as one.
-    let first = match chunks.recv().await {
-        Some(Ok(first)) => first,
-        Some(Err(error)) => return refusal(&error),
-        None => {
-            return refusal(&ControlError::Failed(
-                "the gateway failed to list its sessions; its log says why".to_owned(),
-            ));
-        }
-    };
-    let mut first = Some(first);
-    let body = stream::poll_fn(move |context| match first.take() {
-        Some(chunk) => std::task::Poll::Ready(Some(Ok(chunk))),
-        None => chunks.poll_recv(context),
-    });
-    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(body)).into_response()
+    let failed = "the gateway failed to list its sessions; its log says why";
+    reply::stream("application/json", CHUNKS, failed, move |pieces| {
+        send_flows(control.as_ref(), &filter, pieces)
+    })
+    .await
 }
 
 fn send_flows(
     control: &dyn Control,
     filter: &FlowFilter,
-    sender: &mpsc::Sender<Result<Bytes, ControlError>>,
+    sender: &Pieces,
 ) -> Result<(), ControlError> {
     let mut buffer = Vec::with_capacity(CHUNK + 512);
     let mut before: &[u8] = b"[\n";
