@@ -2,9 +2,10 @@
 //! slots away and ends sessions.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Barrier, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     thread,
 };
@@ -17,6 +18,7 @@ use nat_common::{
     host::packet::{Packet, Seen, try_seen},
     maps,
     net::{Ip4, Port, proto},
+    rules::Control,
     stage::request,
 };
 use nat_tests::{
@@ -24,13 +26,14 @@ use nat_tests::{
     generator::{POOL, REMOTE, one_pool},
     kernel::{Arms, HOST, Kernel, OTHER_HOST, ROUTER, action, mac_of, stay_on},
 };
+use nat_userspace::datapath::wait_for_programs;
 use nix::{
     sched::{CpuSet, sched_getaffinity},
     unistd::Pid,
 };
 
-/// The fewest that a cache may have: one page of them.
-const SLOTS: u32 = 128;
+/// The fewest that a cache may have, one page of them; and twice as many.
+const SLOTS: [u32; 2] = [128, 256];
 /// Each with two flows, one for each direction.
 const SESSIONS: usize = 300;
 /// Behind these: sessions that are ended again and again.
@@ -44,7 +47,7 @@ const DATA: usize = 30;
 fn kernel() -> Result<Kernel> {
     let mut kernel = Kernel::start(Arms::Two, "", &one_pool(""), 2_000)?;
     let mut control = kernel.datapath.control()?;
-    control.cache.slots = SLOTS;
+    control.cache.slots = SLOTS[0];
     kernel.datapath.set_control(&control)?;
     Ok(kernel)
 }
@@ -112,16 +115,43 @@ fn traffic(
     Ok(sent)
 }
 
+/// Does this to each slot that there may be.
+fn of_all_slots(kernel: &Kernel, op: u32) -> Result<()> {
+    let slots: Vec<_> = (0..SLOTS[1]).map(request::slot).collect();
+    slots
+        .chunks(request::BATCH)
+        .try_for_each(|batch| Ok(kernel.datapath.reap(op, batch).map(drop)?))
+}
+
+/// The control value, as all programs of the gateway see it.
+struct Shared(Array<MapData, [u8; size_of::<Control>()]>);
+
+impl Shared {
+    fn of(kernel: &Kernel) -> Result<Self> {
+        let map = MapData::from_pin(kernel.directory().join(maps::pin(maps::CONTROL)))?;
+        Ok(Self(Map::from_map_data(map)?.try_into()?))
+    }
+
+    /// Has the cache have another size, in the steps of the daemon; returns which.
+    fn resize(&mut self, kernel: &Kernel) -> Result<u32> {
+        let mut control: Control = bytemuck::pod_read_unaligned(&self.0.get(&0, 0)?);
+        let slots = SLOTS[usize::from(control.cache.slots == SLOTS[0])];
+        control.cache.slots = slots;
+        of_all_slots(kernel, request::SETTLE)?;
+        self.0.set(0, bytemuck::cast::<_, [u8; _]>(control), 0)?;
+        wait_for_programs();
+        of_all_slots(kernel, request::VACATE)?;
+        Ok(slots)
+    }
+}
+
 /// Packets and bytes that sessions have counted, and slots have for whoever gets them next.
 fn counted(kernel: &Kernel) -> Result<(u64, u64)> {
-    let slots: Vec<_> = (0..SLOTS).map(request::slot).collect();
-    for batch in slots.chunks(request::BATCH) {
-        kernel.datapath.reap(request::SETTLE, batch)?;
-    }
+    of_all_slots(kernel, request::SETTLE)?;
     let map = MapData::from_pin(kernel.directory().join(maps::FLOW_CACHE))?;
     let cache: Array<_, SlotImage> = Map::from_map_data(map)?.try_into()?;
     let mut sums = (0, 0);
-    for slot in 0..SLOTS {
+    for slot in 0..SLOTS[1] {
         let [.., tally] = cache.get(&slot, 0)?;
         let tally = tally & 0xffff_ffff;
         sums = (sums.0 + (tally >> 21), sums.1 + (tally & 0x1f_ffff));
@@ -205,6 +235,33 @@ fn two_processors_in_one_cache_translate_every_packet_rightly_and_count_each_onc
     let counters = kernel.counters()?;
     let out = counters.packets_out_to_destination + counters.packets_out_to_source;
     assert_eq!(out, sent);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test prog"]
+fn a_cache_that_gets_another_size_in_the_midst_of_it_loses_no_count_and_keeps_no_old_slot()
+-> Result<()> {
+    let changes = AtomicU32::new(0);
+    let (kernel, sent) = race(40_000, |kernel, _| {
+        Shared::of(kernel)?.resize(kernel)?;
+        Ok(changes.fetch_add(1, Relaxed) > 50)
+    })?;
+    assert_eq!(counted(&kernel)?, (sent, sent * BYTES));
+
+    // A slot that was left in its place of another size would be found again there, its session or not.
+    let mut control = Shared::of(&kernel)?;
+    let short = SESSIONS..SESSIONS + SHORT;
+    let keys: Vec<_> = short.clone().map(key).collect();
+    for _ in SLOTS {
+        kernel.datapath.reap(request::END, &keys)?;
+        let slots = control.resize(&kernel)?;
+        short.clone().try_for_each(|number| send(&kernel, number).map(drop))?;
+        let there: BTreeSet<_> = kernel.sessions()?.into_iter().map(|(key, _)| key).collect();
+        for key in &keys {
+            ensure!(there.contains(key), "{key:?} had a slot of {slots}, and no session");
+        }
+    }
     Ok(())
 }
 

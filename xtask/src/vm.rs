@@ -39,7 +39,7 @@ const SECONDS: &[(&str, u32)] = &[
     ("prog_differential", 180),
     ("prog_exhaustion", 90),
     ("prog_guard", 75),
-    ("prog_parallel", 70),
+    ("prog_parallel", 80),
     ("prog_tables", 100),
     ("prog_trace", 170),
 ];

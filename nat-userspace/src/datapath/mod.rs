@@ -61,6 +61,7 @@ pub use error::DatapathError;
 pub(crate) use error::missing_capabilities;
 pub use fit::Fit;
 pub use forget::Forgetter;
+pub use grace::wait_for_programs;
 pub use pin::{detach_all, has_link, layouts};
 pub use pinned::Pinned;
 pub use run::RunResult;
