@@ -160,7 +160,7 @@ fn losses(report: &Report) -> String {
                 figure.aim.text()
             );
             if let (Some(what), Some(bound)) = (figure.bound, report.bounds.get(name)) {
-                _ = write!(text, "; {what}, and nothing else, comes to {}", spread_text(*bound));
+                _ = write!(text, "; bound by {what}: {}", spread_text(*bound));
             }
             text.push('\n');
         }
@@ -247,8 +247,8 @@ mod tests {
             report.bound(name, Spread::of([bound]));
         }
         let listed = losses(&report);
-        let line = "`cps_vs_nft_udp` misses its aim: 3.000 where ≥ 4.4 was wanted; bare redirection with two \
-                    entries into a hash map a packet, and nothing else, comes to 3.500 (3.500–3.500)\n";
+        let line = "`cps_vs_nft_udp` misses its aim: 3.000 where ≥ 4.4 was wanted; bound by bare redirection \
+                    with two entries into a hash map a packet: 3.500 (3.500–3.500)\n";
         assert!(listed.contains(line), "{listed}");
         assert!(!listed.contains("cps_vs_nft_tcp"), "{listed}");
     }

@@ -27,6 +27,8 @@ pub(super) const XDP_REDIRECT: u32 = 4;
 pub(super) const REPEAT: u32 = 1_000_000;
 /// New sessions of one measurement.
 const NEW: u32 = 150_000;
+/// Sessions whose every line the nearest cache has room for.
+const WARM: u32 = 10;
 /// Sessions, and the figure that says what a packet costs among them.
 const SIZES: [(u32, Option<&str>); 5] = [
     (1_000, Some("ns_established_1k")),
@@ -117,7 +119,7 @@ fn measure_among(
     let title = format!("{TITLE}, {flows} sessions");
     if let Some(bound) = line::measure(context, report, flows)? {
         push_value(report, &title, "floor: one line of memory a packet", bound);
-        if let Some(figure) = figure {
+        if let (Some(figure), true) = (figure, flows > SIZES[0].0) {
             report.bound(figure, Some(bound));
         }
     }
@@ -143,6 +145,11 @@ fn measure_among(
     }
     if flows > SIZES[0].0 {
         return Ok(());
+    }
+    let costs = established(context, &mut subject, &BOTH, WARM)?;
+    let warm = push(report, &title, "established UDP, both directions, ten of them", costs);
+    if let Some(figure) = figure {
+        report.bound(figure, warm);
     }
     for traffic in [Traffic::SynOut, Traffic::SynAckIn, Traffic::TcpOut, Traffic::EchoOut] {
         subject.establish(traffic, 0, flows)?;
