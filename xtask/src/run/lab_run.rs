@@ -90,7 +90,11 @@ fn summarize(tally: &Tally, sessions: &str, interfaces: &[String], live: &Live, 
     print!("{sessions}");
     println!("summary");
     let line = |name: &str, count: Count, what: &str, more: String| {
-        println!("  {name:<11} {} of {} {what}{more}", count.right, count.tried);
+        let again = match count.again {
+            0 => String::new(),
+            again => format!(", {again} asked again"),
+        };
+        println!("  {name:<11} {} of {} {what}{more}{again}", count.right, count.tried);
     };
     let sized = |count| format!(", {} MB with equal SHA-256", megabytes(count));
     line("downloads", tally.downloads, "intact", sized(tally.downloads));
