@@ -6,7 +6,7 @@ use anyhow::Result;
 use super::{
     context::Context,
     kind::Kind,
-    load::{Blend, Load, Order, SHORT, Settings, Tables, Traffic},
+    load::{Blend, Order, Traffic},
     paths::{Caller, REPEAT, XDP_REDIRECT},
     report::{Chart, Point, Report},
     spread::Spread,
@@ -20,17 +20,14 @@ pub(super) fn measure(
     report: &mut Report,
     flows: u32,
 ) -> Result<Option<Spread>> {
-    let lines = (2 * flows).next_power_of_two();
-    let mut load = Load::new(&context.object, Tables { lines, entries: 0 })?;
-    let blend = Blend::Half(Traffic::UdpIn);
-    load.configure(Settings { lines, ..Settings::of(Traffic::UdpOut, blend, SHORT) })?;
-    let subject = Subject::start(Kind::Floor, context, &[context.cpu], flows)?;
+    let mut subject = Subject::start(Kind::LineFloor, context, &[context.cpu], flows)?;
     let mut costs = Vec::new();
     for _ in 0..context.repetitions {
         interrupt::check()?;
-        load.flows(&[context.cpu], 0, flows, Order::Uniform)?;
-        let callee = load.own("touch")?;
-        let mut caller = Caller::of(&mut load, &subject, "n0")?;
+        let blend = Blend::Half(Traffic::UdpIn);
+        subject.prepare_blend(Traffic::UdpOut, blend, 0, flows, Order::Uniform)?;
+        let mut caller = Caller::at(&mut subject, "n0")?;
+        let callee = caller.load.own("touch")?;
         let empty = caller.empty(REPEAT)?;
         costs.push(caller.call(&callee, REPEAT, XDP_REDIRECT)? - empty);
     }

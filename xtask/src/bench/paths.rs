@@ -221,12 +221,6 @@ impl<'a> Caller<'a> {
         Ok(Self { load: subject.load_mut(), gateway, ingress })
     }
 
-    /// The same with another load than the subject's.
-    pub(super) fn of(load: &'a mut Load, subject: &Subject, interface: &str) -> Result<Self> {
-        let ingress = interface_index(&subject.topology().gateway, interface)?;
-        Ok(Self { load, gateway: subject.topology().gateway.file()?, ingress })
-    }
-
     /// Nanoseconds of the wrapper with an empty program behind it.
     pub(super) fn empty(&mut self, repeat: u32) -> Result<f64> {
         let stub = self.load.own("stub")?;

@@ -93,13 +93,13 @@ impl Subject {
                 _ => load.attach_sink("s0")?,
             }
         }
+        if let Some(program) = kind.floor() {
+            let _inside = topology.gateway.enter()?;
+            load.attach_floor(program, "n0", out)?;
+        }
         let mut natgw = None;
         match kind {
-            Kind::GeneratorAlone => {}
-            Kind::Floor | Kind::LineFloor | Kind::EntriesFloor => {
-                let _inside = topology.gateway.enter()?;
-                load.attach_floor(kind.floor().unwrap_or_default(), "n0", out)?;
-            }
+            Kind::GeneratorAlone | Kind::Floor | Kind::LineFloor | Kind::EntriesFloor => {}
             Kind::NftXdpSink | Kind::NftSkbSink => start_nft(&topology)?,
             Kind::DropFloor => {
                 let _inside = topology.gateway.enter()?;
