@@ -1,5 +1,5 @@
 //! Two processors at once in a flow cache that has far fewer slots than there are flows, while a third hand takes
-//! slots away and ends sessions.
+//! slots away, ends sessions, or changes how many slots there are.
 
 use std::{
     collections::BTreeSet,
